@@ -1,0 +1,5 @@
+"""`python -m bridge_stg`: the command line."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,79 @@
+"""`bridge-stg doctor`: versions, op backends usable and why not, GPU, codecs."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from . import __version__
+from .ops import backends
+
+PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "av",
+    "opencv-python-headless",
+    "accelerate",
+    "peft",
+    "flash-attn",
+    "xformers",
+)
+
+
+def diagnose() -> dict[str, Any]:
+    """Facts about this installation, ready for JSON: versions, device, backends per op, codecs."""
+    versions: dict[str, str | None] = {"bridge-stg": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "versions": versions,
+        "device": _device(),
+        "backends": [
+            {"op": status.op, "name": status.name, "usable": status.usable, "reason": status.reason}
+            for status in backends()
+        ],
+        "codecs": _codecs(),
+    }
+
+
+def diagnosis_table(facts: dict[str, Any]) -> Table:
+    """The facts of `diagnose` as one table."""
+    table = Table("", "", box=None, show_header=False)
+    for name, version in facts["versions"].items():
+        table.add_row(f"[bold]{name}[/]", version or "not installed")
+    table.add_row("[bold]GPU[/]", facts["device"])
+    for status in facts["backends"]:
+        state = "usable" if status["usable"] else f"not usable: {status['reason']}"
+        table.add_row(f"[bold]{status['op']}[/] {status['name']}", state)
+    for codec, state in facts["codecs"].items():
+        table.add_row(f"[bold]codec[/] {codec}", state)
+    return table
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return "none: " + ("torch is a CPU build" if torch.version.cuda is None else "no CUDA device or driver found")
+    return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _codecs() -> dict[str, str]:
+    try:
+        import av
+    except ImportError as error:
+        return {"PyAV": f"not usable: {error}"}
+    states = {}
+    for name, mode in (("h264", "r"), ("hevc", "r"), ("vp9", "r"), ("av1", "r"), ("libx264", "w")):
+        try:
+            av.Codec(name, mode)
+            states[f"{name} ({'decode' if mode == 'r' else 'encode'})"] = "usable"
+        except ValueError:
+            states[f"{name} ({'decode' if mode == 'r' else 'encode'})"] = "missing from PyAV's FFmpeg"
+    return states

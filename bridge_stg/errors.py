@@ -1,0 +1,27 @@
+"""Errors a user can cause. Each message is one sentence with the value and the rule; the CLI prints it as is."""
+
+from __future__ import annotations
+
+
+class BridgeSTGError(Exception):
+    """Base of every error that is the user's to fix; the command line turns it into exit code 1."""
+
+
+class VideoError(BridgeSTGError):
+    """A video is missing, empty, truncated, without a video stream or without a usable time base."""
+
+
+class SampleError(BridgeSTGError):
+    """An annotation record or a sentence breaks the schema."""
+
+
+class ModelError(BridgeSTGError):
+    """A model folder is missing, incomplete or of another kind."""
+
+
+class OutputError(BridgeSTGError):
+    """A result cannot be written where it was asked for."""
+
+
+class ConfigError(BridgeSTGError):
+    """A training or model configuration has an unknown key or a value out of range."""

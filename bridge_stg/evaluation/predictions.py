@@ -1,0 +1,236 @@
+"""What is scored: an interval and a tube in source frames, and the JSON Lines file that holds them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..data.sample import Box
+from ..errors import SampleError
+from ..files import atomic_path
+
+_KEYS = ("id", "interval", "boxes", "oracle_boxes")
+
+
+class _TubeEntry(Protocol):
+    @property
+    def frame(self) -> int: ...
+
+    @property
+    def box(self) -> Box: ...
+
+
+class _Grounding(Protocol):
+    """The part of a grounding result that is scored; any class that has it will do."""
+
+    @property
+    def interval(self) -> tuple[float, float]: ...
+
+    @property
+    def fps(self) -> float: ...
+
+    @property
+    def tube(self) -> Sequence[_TubeEntry]: ...
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """When and where, for one sample.
+
+    Attributes:
+        id: of the sample it answers.
+        interval: frames [start, end) of the source video; start == end says that nothing was found.
+        boxes: {frame: (x1, y1, x2, y2)} in original pixels, for the predicted interval.
+        oracle_boxes: boxes predicted for the true interval, for gt_vIoU; None where that was not run.
+
+    Raises:
+        SampleError: a value is out of its range.
+    """
+
+    id: str
+    interval: tuple[int, int]
+    boxes: Mapping[int, Box] = field(default_factory=dict)
+    oracle_boxes: Mapping[int, Box] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str) or not self.id.strip():
+            raise SampleError(f"id must be a non-empty text, got {self.id!r}.")
+        interval = self.interval
+        if (
+            not isinstance(interval, list | tuple)
+            or len(interval) != 2
+            or not all(_is_frame(frame) for frame in interval)
+            or interval[1] < interval[0]
+        ):
+            raise SampleError(
+                f"interval must be whole frames [start, end) with 0 <= start <= end, got {interval!r}."
+            )
+        object.__setattr__(self, "interval", (int(interval[0]), int(interval[1])))
+        object.__setattr__(self, "boxes", _check_boxes("boxes", self.boxes))
+        if self.oracle_boxes is not None:
+            object.__setattr__(self, "oracle_boxes", _check_boxes("oracle_boxes", self.oracle_boxes))
+
+    @classmethod
+    def from_result(
+        cls, id: str, result: _Grounding, oracle_boxes: Mapping[int, Box] | None = None
+    ) -> Prediction:
+        """What a grounding result says: seconds become frames by its `fps`, boxes are those of its tube."""
+        return cls(
+            id=id,
+            interval=to_frame_range(result.interval, result.fps),
+            boxes={entry.frame: entry.box for entry in result.tube},
+            oracle_boxes=oracle_boxes,
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """The JSON form; boxes are keyed by the frame as text, `oracle_boxes` is absent where it is None."""
+        record: dict[str, Any] = {
+            "id": self.id,
+            "interval": list(self.interval),
+            "boxes": {str(frame): list(box) for frame, box in sorted(self.boxes.items())},
+        }
+        if self.oracle_boxes is not None:
+            record["oracle_boxes"] = {
+                str(frame): list(box) for frame, box in sorted(self.oracle_boxes.items())
+            }
+        return record
+
+    @classmethod
+    def from_record(cls, record: Any) -> Prediction:
+        """Inverse of `to_record`.
+
+        Raises:
+            SampleError: an unknown or missing key, or a value out of its range.
+        """
+        if not isinstance(record, Mapping):
+            raise SampleError(f"a prediction must be a JSON object, got {type(record).__name__}.")
+        unknown = sorted(set(record) - set(_KEYS))
+        if unknown:
+            raise SampleError(f"unknown key {', '.join(map(repr, unknown))}; allowed are {', '.join(_KEYS)}.")
+        missing = [key for key in ("id", "interval") if key not in record]
+        if missing:
+            raise SampleError(
+                f"missing key {', '.join(map(repr, missing))}; every prediction needs id and interval."
+            )
+        oracle = record.get("oracle_boxes")
+        return cls(
+            id=record["id"],
+            interval=record["interval"],
+            boxes=_parse_frames("boxes", record.get("boxes", {})),
+            oracle_boxes=None if oracle is None else _parse_frames("oracle_boxes", oracle),
+        )
+
+
+def to_frame_range(interval: tuple[float, float], fps: float) -> tuple[int, int]:
+    """Seconds [start, end) as frames [start, end), both rounded; at least one frame remains."""
+    start = max(round(interval[0] * fps), 0)
+    return start, max(round(interval[1] * fps), start + 1)
+
+
+def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
+    """Read JSON Lines, each `{"id", "interval": [start, end], "boxes": {"<frame>": [x1, y1, x2, y2]}}`.
+
+    Raises:
+        SampleError: the file cannot be read, a line breaks the schema, or an id comes twice (names the line).
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SampleError(f"{path} cannot be read as a prediction file: {reason}.") from error
+    seen: dict[str, int] = {}
+    predictions = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            prediction = Prediction.from_record(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise SampleError(
+                f"{path}:{number}: not a complete JSON object: {error.msg} (column {error.colno})."
+            ) from error
+        except SampleError as error:
+            raise SampleError(f"{path}:{number}: {error}") from error
+        if prediction.id in seen:
+            raise SampleError(
+                f"{path}:{number}: id {prediction.id!r} was already used in line {seen[prediction.id]}; "
+                "ids must be unique."
+            )
+        seen[prediction.id] = number
+        predictions.append(prediction)
+    return predictions
+
+
+def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Prediction]) -> None:
+    """Write JSON Lines atomically, in the order given.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for prediction in predictions:
+            file.write(json.dumps(prediction.to_record(), ensure_ascii=False) + "\n")
+
+
+def _is_frame(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
+
+
+def _check_boxes(name: str, boxes: Mapping[int, Any]) -> dict[int, Box]:
+    if not boxes:
+        return {}
+    wrong = next((frame for frame in boxes if not _is_frame(frame)), None)
+    if wrong is not None:
+        raise SampleError(f"{name} must be keyed by frames of 0 or more, got {wrong!r}.")
+    try:
+        values = np.asarray(list(boxes.values()))
+    except ValueError:  # boxes of unequal length
+        values = np.zeros(0)
+    if values.shape != (len(boxes), 4) or values.dtype.kind not in "iuf":
+        frame, box = next(
+            ((f, b) for f, b in boxes.items() if not _is_four_numbers(b)), next(iter(boxes.items()))
+        )
+        raise SampleError(
+            f"{name} must hold four numbers [x1, y1, x2, y2] a frame, got {box!r} in frame {frame}."
+        )
+    values = values.astype(np.float64)
+    bad = ~np.isfinite(values).all(axis=1) | (values[:, 2:] < values[:, :2]).any(axis=1)
+    if bad.any():
+        row = int(bad.argmax())
+        raise SampleError(
+            f"{name} must be finite with x2 >= x1 and y2 >= y1, got {values[row].tolist()} "
+            f"in frame {list(boxes)[row]}."
+        )
+    return {
+        int(frame): (box[0], box[1], box[2], box[3])
+        for frame, box in zip(boxes, values.tolist(), strict=True)
+    }
+
+
+def _is_four_numbers(box: Any) -> bool:
+    return (
+        isinstance(box, list | tuple | np.ndarray)
+        and len(box) == 4
+        and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in box)
+    )
+
+
+def _parse_frames(name: str, value: Any) -> dict[int, Any]:
+    if not isinstance(value, Mapping):
+        raise SampleError(
+            f"{name} must be an object {{frame: [x1, y1, x2, y2]}}, got {type(value).__name__}."
+        )
+    boxes = {}
+    for key, box in value.items():
+        try:
+            boxes[int(key)] = box
+        except ValueError as error:
+            raise SampleError(f"{name} must be keyed by frame numbers, got {key!r}.") from error
+    return boxes

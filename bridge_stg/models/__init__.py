@@ -1,0 +1,26 @@
+"""The Hugging Face classes: configuration, model, processor. Importing this registers the Auto classes."""
+
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+from .configuration_bridge_stg import BridgeSTGConfig
+from .loading import load_model, shipped_model
+from .modeling_bridge_stg import BridgeSTGForVideoGrounding, BridgeSTGOutput
+from .processing_bridge_stg import BridgeSTGProcessor
+from .result import GroundingResult, KeptTokens, PresencePoint, TubeEntry
+
+AutoConfig.register(BridgeSTGConfig.model_type, BridgeSTGConfig, exist_ok=True)
+AutoModel.register(BridgeSTGConfig, BridgeSTGForVideoGrounding, exist_ok=True)
+AutoProcessor.register(BridgeSTGConfig, BridgeSTGProcessor, exist_ok=True)
+
+__all__ = [
+    "BridgeSTGConfig",
+    "BridgeSTGForVideoGrounding",
+    "BridgeSTGOutput",
+    "BridgeSTGProcessor",
+    "GroundingResult",
+    "KeptTokens",
+    "PresencePoint",
+    "TubeEntry",
+    "load_model",
+    "shipped_model",
+]

@@ -1,0 +1,73 @@
+"""Loading a saved model, with errors a user can act on and switches for ablations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, ModelError
+from .configuration_bridge_stg import BridgeSTGConfig
+from .modeling_bridge_stg import BridgeSTGForVideoGrounding
+from .processing_bridge_stg import BridgeSTGProcessor
+
+
+def shipped_model() -> Path:
+    """Folder of the tiny checkpoint that comes with the package."""
+    return Path(str(resources.files("bridge_stg") / "assets" / "tiny"))
+
+
+def load_model(
+    folder: str | os.PathLike[str] | None = None, settings: Mapping[str, Any] | None = None
+) -> BridgeSTGForVideoGrounding:
+    """A model with its processor, ready to ground.
+
+    Args:
+        folder: saved by `save_pretrained`; None takes the shipped tiny checkpoint.
+        settings: fields of `BridgeSTGConfig` to switch at inference, such as {"keep": 1.0, "gate": False}.
+
+    Raises:
+        ModelError: the folder is missing, incomplete or of another kind.
+        ConfigError: a setting is unknown, out of range, or needs weights that the folder does not have.
+    """
+    folder = Path(folder) if folder is not None else shipped_model()
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
+    try:
+        config = BridgeSTGConfig.from_pretrained(folder)
+        if config.model_type != BridgeSTGConfig.model_type:
+            raise ModelError(f"{folder} holds a {config.model_type} model, not a {BridgeSTGConfig.model_type} one.")
+        apply_settings(config, settings or {})
+        model, loading = BridgeSTGForVideoGrounding.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
+    except (ConfigError, ModelError):
+        raise
+    except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds here
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {lines[0]}") from error
+    if missing := sorted(loading["missing_keys"]):
+        if settings:
+            raise ConfigError(f"The settings need weights that {folder} does not have, such as {missing[0]}.")
+        raise ModelError(f"{folder} is incomplete: its weights lack {len(missing)} tensors, such as {missing[0]}.")
+    return model.eval()
+
+
+def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None:
+    """Set fields of a configuration, in place.
+
+    Raises:
+        ConfigError: an unknown field, or a value out of range.
+    """
+    fields = BridgeSTGConfig().to_dict().keys() - {"backbone_config", "model_type", "transformers_version"}
+    for key, value in settings.items():
+        if key not in fields:
+            raise ConfigError(f"{key!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
+        setattr(config, key, value)
+    try:
+        config.check()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(str(error)) from error

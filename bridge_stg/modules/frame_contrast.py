@@ -1,0 +1,59 @@
+"""ETA (b): frames inside the event are pulled towards the aggregated query, the others pushed away."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class FrameContrast(nn.Module):
+    """Cosine similarity of each frame to the aggregated query, and its multi-positive InfoNCE loss.
+
+    Our choice of the contrastive loss that secondary sources report for Bridge-STG; the multi-positive form averages
+    log-probabilities over positives (Khosla et al. 2020, "Supervised Contrastive Learning", L_out).
+
+    Args:
+        frame_dim: width of the pooled frame tokens.
+        query_dim: C, width of the aggregated query.
+        temperature: tau.
+    """
+
+    def __init__(self, frame_dim: int, query_dim: int, temperature: float = 0.1) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}.")
+        self.temperature = temperature
+        self.project_frame = nn.Linear(frame_dim, query_dim)
+        self.project_query = nn.Linear(query_dim, query_dim)
+
+    def forward(self, queries: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+        """Similarity logits.
+
+        Args:
+            queries: `[B, M, C]`, the aggregated query; averaged over M.
+            frames: `[B, T, F]`, tokens pooled per frame.
+
+        Returns:
+            `[B, T]`, cosine / tau.
+        """
+        query = F.normalize(self.project_query(queries.mean(1)), dim=-1)
+        frame = F.normalize(self.project_frame(frames), dim=-1)
+        return torch.einsum("bc,btc->bt", query, frame) / self.temperature
+
+    @staticmethod
+    def loss(logits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Multi-positive InfoNCE over the frames of a clip.
+
+        Args:
+            logits: `[B, T]` from `forward`.
+            inside: `[B, T]` bool, frames of the event.
+
+        Returns:
+            scalar; clips whose frames are all inside or all outside do not count. 0 when no clip counts.
+        """
+        log_probability = logits.log_softmax(-1)
+        count = inside.sum(-1)
+        counts = (count > 0) & (count < inside.shape[-1])
+        per_clip = -(log_probability * inside).sum(-1) / count.clamp(min=1)
+        return (per_clip * counts).sum() / counts.sum().clamp(min=1)

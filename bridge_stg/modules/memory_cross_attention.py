@@ -1,0 +1,277 @@
+"""`MemoryCrossAttention`: `nn.MultiheadAttention` for a few queries over a memory that is key and value at once."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..ops import attend_memory
+
+Path = Literal["auto", "absorbed", "projected"]
+
+
+class MemoryCrossAttention(nn.Module):
+    """Multi-head cross-attention to one memory, with the parameters and state dict of `nn.MultiheadAttention`.
+
+    Two ways compute the same function:
+
+    - absorbed: each head's W_k is folded into its few queries and W_v applied after, with `ops.attend_memory`
+      over the raw memory between them. No keys or values are written.
+    - projected: keys and values of all memory rows, then `scaled_dot_product_attention`.
+
+    A row that sees no key, which is NaN in `nn.MultiheadAttention`, attends to nothing: its output is
+    `out_proj.bias`. Attention dropout and `attn_mask` are not offered.
+
+    Args:
+        embed_dim: width of queries, memory and output.
+        num_heads: heads; must divide `embed_dim`.
+        bias: whether the projections have a bias.
+        batch_first: whether tensors are [B, length, C] or [length, B, C].
+        path: "auto" picks by shape (`uses_absorption`); the others force one way.
+
+    Raises:
+        ValueError: `num_heads` does not divide `embed_dim`; an unknown path.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        bias: bool = True,
+        batch_first: bool = True,
+        path: Path = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"num_heads must divide embed_dim={embed_dim}, got {num_heads}.")
+        if path not in ("auto", "absorbed", "projected"):
+            raise ValueError(f"path must be 'auto', 'absorbed' or 'projected', got {path!r}.")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.head_dim = embed_dim // num_heads
+        self.batch_first = batch_first
+        self.path: Path = path
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, device=device, dtype=dtype))
+        self.in_proj_bias = (
+            nn.Parameter(torch.empty(3 * embed_dim, device=device, dtype=dtype)) if bias else None
+        )
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as `nn.MultiheadAttention` does."""
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        if self.in_proj_bias is not None:
+            nn.init.zeros_(self.in_proj_bias)
+            nn.init.zeros_(self.out_proj.bias)
+
+    @classmethod
+    def from_multihead_attention(
+        cls, attention: nn.MultiheadAttention, path: Path = "auto"
+    ) -> MemoryCrossAttention:
+        """A module with the layout and a copy of the parameters of `attention`.
+
+        Raises:
+            ValueError: `attention` has dropout, another key or value width, or added key and value rows.
+        """
+        if attention.dropout:
+            raise ValueError(
+                f"MemoryCrossAttention has no attention dropout: set dropout to 0 first, got {attention.dropout}."
+            )
+        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
+            raise ValueError(
+                "MemoryCrossAttention needs an nn.MultiheadAttention with kdim = vdim = embed_dim and without "
+                "add_bias_kv or add_zero_attn."
+            )
+        weight = attention.in_proj_weight
+        made = cls(
+            attention.embed_dim,
+            attention.num_heads,
+            bias=attention.in_proj_bias is not None,
+            batch_first=attention.batch_first,
+            path=path,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        made.load_state_dict(attention.state_dict())
+        made.train(attention.training)
+        return made
+
+    def uses_absorption(self, queries: int, rows: int, device_type: str = "cpu") -> bool:
+        """The rule of "auto", for Q `queries` over M `rows`: Q (C + (H - 1) M) <= 0.7 M C, and on CUDA C <= 512.
+
+        Absorbed, a clip takes 2 Q C^2 + 2 Q H M C multiply-adds between the projections that both ways share;
+        projected, 2 M C^2 + 2 Q M C. Break-even lies near Q = head_dim for a long memory, earlier for a short one.
+        The factor is measured: over C 96..1024, M 16..8192 and one thread, the ways break even at 0.5..0.8 of
+        the count, forward and backward alike, since the absorbed products are the thinner ones. Wider memories
+        do not fit the tiles of the fused CUDA kernels.
+        """
+        if device_type == "cuda" and self.embed_dim > 512:
+            return False
+        return queries * (self.embed_dim + (self.num_heads - 1) * rows) <= 0.7 * rows * self.embed_dim
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        value: Tensor | None = None,
+        *,
+        position: Tensor | None = None,
+        bias: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend from `query` to `memory`.
+
+        Args:
+            query: [B, Q, C] ([Q, B, C] if not `batch_first`).
+            memory: [B, M, C] ([M, B, C]), key and value.
+            value: accepted where `nn.MultiheadAttention` takes it, and must then be `memory` itself.
+            position: shape of the memory, added to the keys only.
+            bias: [B, M], added to the attention scores of every head and query; differentiable.
+            key_padding_mask: [B, M] bool, True for a key to ignore, as in `nn.MultiheadAttention`.
+            need_weights: whether to return the weights, averaged over heads; takes the projected way.
+
+        Returns:
+            (output, shape of the query; weights [B, Q, M] or None).
+
+        Raises:
+            ValueError: a width that is not `embed_dim`, or a `value` that is not the memory.
+        """
+        if value is not None and value is not memory:
+            raise ValueError(
+                "value must be the memory itself; a key that differs by a position is `position`."
+            )
+        for name, tensor in (("query", query), ("memory", memory)):
+            if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dim:
+                raise ValueError(
+                    f"{name} must have 3 axes and width embed_dim={self.embed_dim}, got {list(tensor.shape)}."
+                )
+        if not self.batch_first:
+            query, memory = query.transpose(0, 1), memory.transpose(0, 1)
+            position = None if position is None else position.transpose(0, 1)
+        weights = None
+        if need_weights:
+            out, weights = self._with_weights(query, memory, position, bias, key_padding_mask)
+        elif self.path == "absorbed" or (
+            self.path == "auto" and self.uses_absorption(query.shape[1], memory.shape[1], memory.device.type)
+        ):
+            out = self._absorbed(query, memory, position, bias, key_padding_mask)
+        else:
+            out = self._projected(query, memory, position, bias, key_padding_mask)
+        out = self.out_proj(out)
+        return (out if self.batch_first else out.transpose(0, 1)), weights
+
+    def _parts(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
+        weights = self.in_proj_weight.chunk(3)
+        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
+        return tuple(zip(weights, biases, strict=True))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[B, length, C] -> [B, H, length, head_dim]."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def _absorbed(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        position: Tensor | None,
+        bias: Tensor | None,
+        key_padding_mask: Tensor | None,
+    ) -> Tensor:
+        (w_q, b_q), (w_k, _), (w_v, b_v) = self._parts()  # a bias of the keys cancels in the softmax
+        batch, count, _ = query.shape
+        per_head = (self.num_heads, self.head_dim)
+        # One product a head over all clips; a broadcast over clips would repeat the weights B times.
+        q = F.linear(query, w_q, b_q).view(-1, *per_head).transpose(0, 1)  # [H, B Q, hd]
+        rows = torch.bmm(q, w_k.unflatten(0, per_head)).transpose(0, 1)  # [B Q, H, C]
+        attended, lse = attend_memory(
+            rows.reshape(batch, count * self.num_heads, self.embed_dim),
+            memory,
+            position=position,
+            bias=bias,
+            key_mask=None if key_padding_mask is None else ~key_padding_mask,
+            scale=1.0 / math.sqrt(self.head_dim),
+        )
+        attended = attended.view(-1, self.num_heads, self.embed_dim).transpose(0, 1)  # [H, B Q, C]
+        values = torch.bmm(attended, w_v.unflatten(0, per_head).transpose(1, 2))  # [H, B Q, hd]
+        out = values.transpose(0, 1).reshape(batch, count, self.embed_dim)
+        if b_v is None:
+            return out
+        if key_padding_mask is None and bias is None:
+            return out + b_v
+        # Whether a row sees a key does not depend on its head.
+        seen = lse.view(batch, count, self.num_heads)[..., :1] != -torch.inf
+        return out + b_v * seen
+
+    def _projected(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        position: Tensor | None,
+        bias: Tensor | None,
+        key_padding_mask: Tensor | None,
+    ) -> Tensor:
+        q, k, v = self._project(query, memory, position)
+        score_bias, seen = _score_bias(bias, key_padding_mask, q.dtype)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=score_bias)
+        if seen is not None:
+            out = out * seen
+        return out.transpose(1, 2).flatten(2)
+
+    def _with_weights(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        position: Tensor | None,
+        bias: Tensor | None,
+        key_padding_mask: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        q, k, v = self._project(query, memory, position)
+        score_bias, seen = _score_bias(bias, key_padding_mask, q.dtype)
+        score = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)
+        weights = (score if score_bias is None else score + score_bias).softmax(dim=-1)
+        if seen is not None:
+            weights = weights * seen
+        return (weights @ v).transpose(1, 2).flatten(2), weights.mean(dim=1)
+
+    def _project(
+        self, query: Tensor, memory: Tensor, position: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        (w_q, b_q), (w_k, b_k), (w_v, b_v) = self._parts()
+        key = memory if position is None else memory + position
+        return (
+            self._heads(F.linear(query, w_q, b_q)),
+            self._heads(F.linear(key, w_k, b_k)),
+            self._heads(F.linear(memory, w_v, b_v)),
+        )
+
+    def extra_repr(self) -> str:
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, path={self.path!r}"
+
+
+def _score_bias(
+    bias: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor | None, Tensor | None]:
+    """The additive mask [B, 1, 1, M] and whether a clip has any key, [B, 1, 1, 1]; a clip without one is unmasked.
+
+    Softmax of a row of -inf is NaN in some kernels and zeros in others; so is its gradient.
+    """
+    if bias is None and key_padding_mask is None:
+        return None, None
+    if bias is None:
+        assert key_padding_mask is not None
+        total = torch.zeros(key_padding_mask.shape, dtype=dtype, device=key_padding_mask.device)
+    else:
+        total = bias.to(dtype)
+    if key_padding_mask is not None:
+        total = total.masked_fill(key_padding_mask, -torch.inf)
+    seen = (total != -torch.inf).any(dim=1)[:, None]
+    return torch.where(seen, total, 0.0)[:, None, None], seen[:, :, None, None]

@@ -1,0 +1,68 @@
+"""STSB: from the LLM's hidden states at the bridging tokens to the queries of the spatial decoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+
+class BridgeQueries(NamedTuple):
+    """What `SemanticBridge` returns.
+
+    Attributes:
+        interactive: `[L, B, M, C]`, the queries of decoder layer l.
+        aggregated: `[B, M, C]`, their softmax-weighted sum over layers.
+    """
+
+    interactive: torch.Tensor
+    aggregated: torch.Tensor
+
+
+class SemanticBridge(nn.Module):
+    """Spatio-Temporal Semantic Bridging: per layer RMSNorm, Linear D -> C and a layer embedding.
+
+    Source: the parts are named in arXiv 2604.08014; the layer embedding and the softmax weights are our choice.
+
+    Args:
+        hidden_dim: D, width of the LLM.
+        query_dim: C, width of the decoder.
+        num_layers: L, LLM layers read.
+        multi_layer: False gives every decoder layer the projected states of the last LLM layer.
+    """
+
+    def __init__(self, hidden_dim: int, query_dim: int, num_layers: int, *, multi_layer: bool = True) -> None:
+        super().__init__()
+        self.multi_layer = multi_layer
+        self.norms = nn.ModuleList(nn.RMSNorm(hidden_dim) for _ in range(num_layers))
+        self.projections = nn.ModuleList(nn.Linear(hidden_dim, query_dim) for _ in range(num_layers))
+        self.layer_embedding = nn.Parameter(torch.zeros(num_layers, query_dim))
+        self.layer_logits = nn.Parameter(torch.zeros(num_layers))
+
+    def forward(self, hidden_states: Sequence[torch.Tensor]) -> BridgeQueries:
+        """Project the states of L layers.
+
+        Args:
+            hidden_states: L tensors `[B, M, D]`, first LLM layer first.
+
+        Raises:
+            ValueError: not exactly L tensors.
+        """
+        if len(hidden_states) != len(self.projections):
+            raise ValueError(f"hidden_states must hold {len(self.projections)} layers, got {len(hidden_states)}.")
+        if not self.multi_layer:
+            last = self.projections[-1](self.norms[-1](hidden_states[-1]))
+            layers = last + self.layer_embedding[:, None, None]
+            return BridgeQueries(layers, layers[-1])
+        layers = torch.stack(
+            [
+                project(norm(state)) + embedding
+                for state, norm, project, embedding in zip(
+                    hidden_states, self.norms, self.projections, self.layer_embedding, strict=True
+                )
+            ]
+        )
+        weights = self.layer_logits.softmax(0)
+        return BridgeQueries(layers, torch.einsum("l,lbmc->bmc", weights, layers))

@@ -1,0 +1,155 @@
+"""QGSL: the spatial decoder. Bridging queries in, one box and one presence per frame and tube hypothesis out."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .boxes import inverse_sigmoid
+from .multi_layer_query_cross_attention import MultiLayerQueryCrossAttention
+
+
+class DecodedTubes(NamedTuple):
+    """What `SpatialDecoder` returns, for every decoder layer (the last is the answer, the others are auxiliary).
+
+    Attributes:
+        boxes: `[L, B, S, M, 4]` cxcywh in [0, 1].
+        presence: `[L, B, S, M]` logits: is the event on in this frame, by this hypothesis?
+    """
+
+    boxes: torch.Tensor
+    presence: torch.Tensor
+
+
+class TubeSelfAttention(nn.Module):
+    """Self-attention over the frames x queries of a clip; frames that are padding are not attended to."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """x `[B, S*M, C]`; mask `[B, S*M]` bool, True where real, or None."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attend = None if mask is None else mask[:, None, None]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attend)
+        return self.out(attended.transpose(1, 2).flatten(2))
+
+
+class SpatialDecoderLayer(nn.Module):
+    """Pre-norm self-attention and feed-forward; the cross-attention between them belongs to the decoder's stack."""
+
+    def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.self_norm = nn.LayerNorm(dim)
+        self.self_attention = TubeSelfAttention(dim, heads)
+        self.cross_norm = nn.LayerNorm(dim)
+        self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
+
+
+class SpatialDecoder(nn.Module):
+    """Query-Guided Spatial Localization.
+
+    Frame query of layer l = interactive query of layer l + output of layer l-1 + time embedding. Each layer attends to
+    itself over (frames x hypotheses), to the frame's kept tokens, and predicts a box refinement and a presence.
+    Refinement in logit space from a reference box follows Deformable DETR (Zhu et al. 2021, section 4.3).
+
+    Args:
+        dim: C.
+        heads: attention heads.
+        ffn_dim: hidden width of the feed-forward blocks.
+        num_layers: L.
+        learned_reference: start from a learned point instead of the one given to `forward`.
+    """
+
+    def __init__(
+        self, dim: int, heads: int, ffn_dim: int, num_layers: int, *, learned_reference: bool = False
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.ModuleList(SpatialDecoderLayer(dim, heads, ffn_dim) for _ in range(num_layers))
+        self.cross_attention = MultiLayerQueryCrossAttention(dim, heads, num_layers)
+        self.time_projection = nn.Linear(dim, dim)
+        self.output_norm = nn.LayerNorm(dim)
+        self.box_heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+            for _ in range(num_layers)
+        )
+        self.presence_heads = nn.ModuleList(nn.Linear(dim, 1) for _ in range(num_layers))
+        self.learned_centre = nn.Parameter(torch.zeros(2)) if learned_reference else None
+        self.initial_size = nn.Parameter(torch.full((2,), -1.1))  # sigmoid: a quarter of the frame
+        for head in self.box_heads:
+            nn.init.zeros_(head[-1].weight)
+            nn.init.zeros_(head[-1].bias)
+
+    def forward(
+        self,
+        interactive: torch.Tensor,
+        memory: torch.Tensor,
+        times: torch.Tensor,
+        *,
+        reference: torch.Tensor | None = None,
+        bias: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+    ) -> DecodedTubes:
+        """Decode the tubes.
+
+        Args:
+            interactive: `[L, B, M, C]` from `SemanticBridge`.
+            memory: `[B, S, K, C]`, the kept tokens of each frame.
+            times: `[B, S]`, seconds.
+            reference: `[B, S, 2]`, starting centres in [0, 1]; required unless `learned_reference`.
+            bias: `[B, S, K]`, additive attention bias per token (the pruner's log gate).
+            frame_mask: `[B, S]` bool, False for padding frames.
+
+        Raises:
+            ValueError: `reference` is missing where it is needed.
+        """
+        _, batch, queries, dim = interactive.shape
+        frames = memory.shape[1]
+        if self.learned_centre is not None:
+            centre = self.learned_centre.expand(batch, frames, 2)
+        elif reference is not None:
+            centre = inverse_sigmoid(reference)
+        else:
+            raise ValueError("reference must be given: this decoder has no learned starting point.")
+        box = torch.cat([centre, self.initial_size.expand(batch, frames, 2)], dim=-1)[:, :, None]
+        box = box.expand(batch, frames, queries, 4)
+        time = self.time_projection(sinusoidal_embedding(times, dim))[:, :, None]  # [B, S, 1, C]
+        token_mask = None if frame_mask is None else frame_mask.repeat_interleave(queries, dim=1)
+        flat_memory = memory.flatten(0, 1)
+        flat_bias = None if bias is None else bias.flatten(0, 1)
+        state = torch.zeros(batch, frames, queries, dim, dtype=memory.dtype, device=memory.device)
+        boxes, presence = [], []
+        for i, layer in enumerate(self.layers):
+            state = state + interactive[i][:, None] + time
+            attended = layer.self_attention(layer.self_norm(state).flatten(1, 2), token_mask)
+            state = state + attended.unflatten(1, (frames, queries))
+            crossed = self.cross_attention.layer(i, layer.cross_norm(state).flatten(0, 1), flat_memory, bias=flat_bias)
+            state = state + crossed.unflatten(0, (batch, frames))
+            state = state + layer.ffn(state)
+            output = self.output_norm(state)
+            box = box + self.box_heads[i](output)
+            boxes.append(box.sigmoid())
+            presence.append(self.presence_heads[i](output).squeeze(-1))
+            box = box.detach()
+        return DecodedTubes(torch.stack(boxes), torch.stack(presence))
+
+
+def sinusoidal_embedding(values: torch.Tensor, dim: int, *, max_period: float = 1000.0) -> torch.Tensor:
+    """Sinusoidal embedding of real values, `[...]` to `[..., dim]`.
+
+    Periods run geometrically from about half a unit to `max_period` units (Vaswani et al. 2017, with seconds or
+    normalised coordinates in place of integer positions).
+    """
+    half = dim // 2
+    exponent = torch.arange(half, device=values.device, dtype=torch.float32) / half
+    frequency = 4 * math.pi * torch.exp(-math.log(2 * max_period) * exponent)
+    angle = values[..., None].float() * frequency
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=-1), (0, dim - 2 * half)).to(values.dtype)

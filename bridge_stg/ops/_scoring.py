@@ -1,0 +1,83 @@
+"""What `prune_tokens` and `prune_tokens_varlen` share: the arithmetic of scores and the order they select by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Scoring = Literal["dot", "cosine"]
+Reduce = Literal["max", "mean", "logsumexp"]
+SCORINGS = ("dot", "cosine")
+REDUCES = ("max", "mean", "logsumexp")
+
+
+def score_dtype(tokens: Tensor, queries: Tensor) -> torch.dtype:
+    """Dtype of the scores: float32, or float64 where an input is float64."""
+    return torch.float64 if torch.float64 in (tokens.dtype, queries.dtype) else torch.float32
+
+
+def fold_queries(queries: Tensor, reduce: str, dtype: torch.dtype) -> Tensor:
+    """Queries [B, Q, D] in the dtype of the scores; "mean" needs only their mean, [B, 1, D]."""
+    query = queries.to(dtype)
+    return query.mean(dim=1, keepdim=True) if reduce == "mean" else query
+
+
+def unfold_gradient(d_query: Tensor, queries: Tensor, reduce: str) -> Tensor:
+    """Gradient of the queries from that of `fold_queries`' result."""
+    if reduce == "mean":
+        return (d_query / queries.shape[1]).expand(queries.shape).contiguous()
+    return d_query.contiguous()
+
+
+def reduce_queries(dots: Tensor, reduce: str, dim: int) -> Tensor:
+    """Reduce the axis of the folded queries; at a tie `max` sends its gradient to the lowest of them."""
+    if reduce == "logsumexp":
+        return dots.logsumexp(dim=dim)
+    return dots.max(dim=dim).values
+
+
+def inverse_norm(x: Tensor) -> Tensor:
+    """1 / |x| over the last axis; 0, with zero gradient, where x is zero."""
+    square = x.square().sum(dim=-1)
+    zero = square == 0
+    return square.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)
+
+
+def products_backward(
+    grad: Tensor, products: Tensor, inverse: Tensor | None, reduce: str, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients of the products x . q, from that of the scores.
+
+    Args:
+        grad: [..., n] gradient of the scores.
+        products: [..., n, Q] x . q, without scale and norm.
+        inverse: [..., n, 1] 1 / |x| for cosine, else None.
+
+    Returns:
+        (d products [..., n, Q]; for cosine the factor [..., n, 1] of x that its norm takes off the gradient:
+        d(q . x / |x|) / dx = q / |x| - (q . x / |x|) x / |x|^2).
+    """
+    factor = scale if inverse is None else scale * inverse
+    dots = products * factor
+    if reduce == "max":
+        weight = torch.zeros_like(dots).scatter_(-1, dots.argmax(dim=-1, keepdim=True), 1.0)
+    else:
+        weight = dots.softmax(dim=-1)  # 1 for "mean", which has a single folded query
+    weight = weight * grad[..., None]
+    shrink = None if inverse is None else (weight * dots).sum(dim=-1, keepdim=True) * inverse.square()
+    return weight * factor, shrink
+
+
+def order_key(score: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Int64 keys in the range of int32 that sort as the scores do in float32: best highest, +0 equal to -0.
+
+    Below every score, -inf too, come unmasked NaN, and below that the masked.
+    """
+    bits = (score.detach().float() + 0.0).view(torch.int32)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    key = key.masked_fill(score.isnan(), -0x7FFFFFFF)
+    if mask is not None:
+        key = key.masked_fill(~mask, -0x80000000)
+    return key.long()

@@ -1,0 +1,24 @@
+"""Losses, tube matching, the Trainer subclass, and YAML configurations."""
+
+from .config import TrainingConfig, load_config, shipped_configs
+from .curriculum import Phase, SyntheticCurriculum, collate_grounding
+from .losses import GroundingTargets, LossWeights, grounding_losses
+from .progress import TrainingProgress
+from .run import build_model, train
+from .trainer import BridgeSTGTrainer
+
+__all__ = [
+    "BridgeSTGTrainer",
+    "GroundingTargets",
+    "LossWeights",
+    "Phase",
+    "SyntheticCurriculum",
+    "TrainingConfig",
+    "TrainingProgress",
+    "build_model",
+    "collate_grounding",
+    "grounding_losses",
+    "load_config",
+    "shipped_configs",
+    "train",
+]

@@ -1,0 +1,111 @@
+"""Training configurations: typed YAML with overrides from the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ..errors import ConfigError
+from .losses import LossWeights
+
+
+@dataclass
+class PhaseConfig:
+    """One phase of the curriculum: `steps` batches of the mixture `mix` (weight per tier)."""
+
+    steps: int
+    mix: dict[str, float]
+
+
+@dataclass
+class DataConfig:
+    """The synthetic curriculum; see `SyntheticCurriculum` for the fields."""
+
+    batch_size: int = 16
+    images_per_clip: int = 4
+    spatial_frames: int = 12
+    positive_ratio: float = 0.5
+    negatives: str = "uniform"
+    answer_dropout: float = 0.4
+    phases: list[PhaseConfig] = field(default_factory=list)
+    workers: int = 1
+
+
+@dataclass
+class ScheduleConfig:
+    """AdamW with warmup, a constant stretch and a decay over the last `decay_share` of the steps."""
+
+    steps: int = 1000
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.98
+    max_grad_norm: float = 1.0
+    warmup_steps: int = 150
+    decay_share: float = 0.3
+    match_after: int | None = None
+    log_every: int = 50
+    save_every: int = 500
+    keep_checkpoints: int = 2
+
+
+@dataclass
+class TrainingConfig:
+    """A training run.
+
+    Attributes:
+        seed: of the initial weights, the data and the order.
+        start_from: folder of a saved model whose weights are taken instead of fresh ones.
+        model: fields of `BridgeSTGConfig` that differ from the tiny default.
+        processor: fields of `BridgeSTGProcessor` that differ from the tiny default.
+        data, schedule, losses: see their classes.
+    """
+
+    seed: int = 0
+    start_from: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    losses: LossWeights = field(default_factory=LossWeights)
+
+
+def load_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainingConfig:
+    """Read a YAML file, or the shipped configuration of that name, and apply `key=value` overrides.
+
+    Raises:
+        ConfigError: no such file, unreadable YAML, an unknown key, or a value of the wrong type.
+    """
+    path = Path(source)
+    if not path.is_file():
+        shipped = resources.files("bridge_stg.training") / "configs" / f"{source}.yaml"
+        if not shipped.is_file():
+            names = sorted(p.name[:-5] for p in shipped_configs())
+            raise ConfigError(f"{source} is neither a file nor a shipped configuration ({', '.join(names)}).")
+        path = Path(str(shipped))
+    try:
+        merged = OmegaConf.merge(
+            OmegaConf.structured(TrainingConfig), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
+        )
+        config = OmegaConf.to_object(merged)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise ConfigError(f"{path.name}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # yaml's own errors share no base with the others
+        if type(error).__module__.startswith("yaml"):
+            raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+        raise
+    assert isinstance(config, TrainingConfig)
+    return config
+
+
+def shipped_configs() -> list[Path]:
+    """The YAML files that come with the package."""
+    folder = resources.files("bridge_stg.training") / "configs"
+    return sorted(Path(str(entry)) for entry in folder.iterdir() if entry.name.endswith(".yaml"))

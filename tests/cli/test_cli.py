@@ -1,0 +1,196 @@
+"""The command line as a user meets it: results on stdout, one sentence on stderr, exit codes."""
+
+import json
+import subprocess
+import sys
+
+import av
+import pytest
+
+from bridge_stg.data import VOCABULARY, probe, read_samples
+from bridge_stg.models import BridgeSTGForVideoGrounding
+from bridge_stg.models.tiny import tiny_config, tiny_processor
+
+
+def run(*arguments):
+    command = [sys.executable, "-m", "bridge_stg", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def synthetic(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synth")
+    assert run("synth", folder, "--split", "test", "--count", 4, "--seed", 1).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    processor = tiny_processor(VOCABULARY)
+    BridgeSTGForVideoGrounding(tiny_config(processor)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(synthetic):
+    return next((synthetic / "clips").glob("*.mp4"))
+
+
+def assert_one_sentence(done, code, *parts):
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    for part in parts:
+        assert part in done.stderr.replace("\n", " ")
+
+
+def test_ground_prints_json_and_writes_everything(model, clip, tmp_path):
+    out = tmp_path / "out"
+    done = run("ground", clip, "the red circle that moves left", "--model", model, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result == json.loads((out / "result.json").read_text())
+    start, end = result["interval"]
+    assert 0 <= start < end <= 6.0
+    assert result["interval_source"] in ("text", "presence")
+    frames = [entry["frame"] for entry in result["tube"]]
+    assert frames == list(range(round(start * 4), round(start * 4) + len(frames)))
+    for entry in result["tube"]:
+        x1, y1, x2, y2 = entry["box"]
+        assert 0 <= x1 <= x2 <= 128 and 0 <= y1 <= y2 <= 128
+        assert 0 <= entry["presence"] <= 1
+    source, annotated = probe(clip), probe(out / "annotated.mp4")
+    assert (annotated.width, annotated.height, annotated.frame_count) == (128, 128, source.frame_count)
+    assert (out / "strip.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_without_json_one_line_is_printed(model, clip):
+    done = run("ground", clip, "what moves left?", "--model", model)
+    assert done.returncode == 0
+    assert " s to " in done.stdout and done.stdout.count("\n") == 1
+
+
+def test_spatial_fps_marks_interpolated_boxes(model, clip):
+    done = run("ground", clip, "what moves left?", "--model", model, "--spatial-fps", 1, "--json")
+    tube = json.loads(done.stdout)["tube"]
+    if len(tube) > 4:
+        assert any(entry["interpolated"] for entry in tube) and not all(entry["interpolated"] for entry in tube)
+
+
+def test_an_unreadable_answer_is_no_error(model, clip):
+    """A random model answers gibberish; the presence curve gives the interval and the result says so."""
+    done = run("ground", clip, "what moves left?", "--model", model, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["interval_source"] == "presence"
+    assert "no readable interval" in done.stderr
+
+
+def test_synth_writes_the_same_clips_for_the_same_seed(synthetic, tmp_path):
+    run("synth", tmp_path, "--split", "test", "--count", 2, "--seed", 1)
+    a, b = read_samples(synthetic / "test.jsonl"), read_samples(tmp_path / "test.jsonl")
+    assert [s.sentence for s in a[:2]] == [s.sentence for s in b]
+    assert [dict(s.boxes) for s in a[:2]] == [dict(s.boxes) for s in b]
+
+
+def test_evaluate_prints_the_metrics_per_sentence_type(model, synthetic, tmp_path):
+    predictions = tmp_path / "p.jsonl"
+    done = run(
+        "evaluate", "--data", synthetic, "--model", model, "--json", "--floors", "--predictions", predictions
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    metrics = {"m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5", "gt_vIoU"}
+    for key in ("all", "declarative", "interrogative"):
+        assert metrics <= report[key].keys()
+    assert {"single", "twins"} <= report["tiers"].keys()
+    assert 0 < report["floors"]["best constant"]["all"]["m_tIoU"] <= 1
+    assert len(predictions.read_text().splitlines()) == 4
+
+
+def test_evaluate_switches_the_model(model, synthetic):
+    done = run("evaluate", "-d", synthetic, "-m", model, "--set", "keep=1.0", "--set", "gate=false", "--json")
+    assert done.returncode == 0, done.stderr
+    assert_one_sentence(
+        run("evaluate", "-d", synthetic, "-m", model, "--set", "kep=1.0"), 1, "'kep' is not a setting"
+    )
+    assert_one_sentence(run("evaluate", "-d", synthetic, "-m", model, "--set", "keep"), 2, "is not key=value")
+
+
+def test_train_runs_from_a_configuration_with_overrides(tmp_path):
+    settings = ["schedule.steps=2", "data.batch_size=1", "data.images_per_clip=1", "data.workers=0"]
+    flags = [part for setting in settings for part in ("--set", setting)]
+    done = run("train", "tiny", "--out", tmp_path / "run", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+    assert_one_sentence(run("train", "tiny", "--set", "schedul.steps=1"), 1, "schedul")
+
+
+def test_doctor_lists_versions_backends_and_codecs():
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["versions"]["torch"]
+    assert {"patchify_frames", "prune_tokens", "attend_memory"} <= {entry["op"] for entry in facts["backends"]}
+    assert facts["codecs"]["libx264 (encode)"] == "usable"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: p / "nowhere.mp4", "nowhere.mp4"),
+        (lambda p: p, "folder"),
+        (lambda p: _write(p / "empty.mp4", b""), "empty"),
+        (lambda p: _write(p / "text.mp4", b"not a video at all" * 20), "text.mp4"),
+        (lambda p: _audio_only(p / "sound.mp4"), "no video stream"),
+    ],
+)
+def test_unreadable_videos(model, tmp_path, make, message):
+    out = tmp_path / "out"
+    done = run("ground", make(tmp_path), "what moves left?", "--model", model, "--out", out, "--json")
+    assert_one_sentence(done, 1, message)
+    assert not out.exists()
+
+
+def test_a_truncated_video(model, clip, tmp_path):
+    cut = _write(tmp_path / "cut.mp4", clip.read_bytes()[: clip.stat().st_size // 2])
+    assert_one_sentence(run("ground", cut, "what moves left?", "--model", model), 1, "cut.mp4")
+
+
+def test_bad_sentences_models_and_folders(model, clip, tmp_path):
+    assert_one_sentence(run("ground", clip, "  ", "--model", model), 1, "sentence must not be empty")
+    long = "red " * 5000
+    assert_one_sentence(run("ground", clip, long, "--model", model), 1, "context holds")
+    assert_one_sentence(run("ground", clip, "red", "--model", tmp_path), 1, "not a model folder")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    assert_one_sentence(run("ground", clip, "red", "--model", broken), 1, "cannot be loaded")
+    file = _write(tmp_path / "file", b"")
+    assert_one_sentence(run("ground", clip, "red", "--model", model, "--out", file / "out"), 1, "not a writable folder")
+    assert_one_sentence(run("ground", clip), 2)
+    assert_one_sentence(run("synth", tmp_path / "s", "--split", "tests"), 2, "none of train, val, test")
+    assert_one_sentence(run("evaluate", "--data", tmp_path, "--model", model), 1, "test.jsonl")
+
+
+def test_debug_shows_the_traceback(model, tmp_path):
+    done = run("ground", tmp_path / "nowhere.mp4", "red", "--model", model, "--debug")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def _write(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def _audio_only(path):
+    with av.open(path, "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        frame = av.AudioFrame(format="fltp", layout="mono", samples=1024)
+        frame.sample_rate = 44100
+        for plane in frame.planes:
+            plane.update(bytes(plane.buffer_size))
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+    return path

@@ -1,0 +1,49 @@
+"""ETA (b): similarity logits and the multi-positive InfoNCE."""
+
+import math
+
+import pytest
+import torch
+
+from bridge_stg.modules import FrameContrast
+
+
+def test_logits_are_cosines_over_temperature():
+    contrast = FrameContrast(6, 8, temperature=0.5)
+    logits = contrast(torch.randn(2, 4, 8), torch.randn(2, 5, 6))
+    assert logits.shape == (2, 5)
+    assert logits.abs().max() <= 1 / 0.5 + 1e-5
+    frames = torch.randn(1, 3, 6)
+    query = torch.randn(1, 4, 8)
+    with torch.no_grad():
+        contrast.project_frame.bias.zero_()
+    torch.testing.assert_close(contrast(query, 7 * frames), contrast(query, frames))
+
+
+def test_loss_of_equal_logits_is_log_of_the_frame_count():
+    inside = torch.tensor([[True, True, False, False]])
+    torch.testing.assert_close(FrameContrast.loss(torch.zeros(1, 4), inside), torch.tensor(math.log(4.0)))
+
+
+def test_loss_falls_when_positives_rise():
+    inside = torch.tensor([[True, False, False]])
+    low = FrameContrast.loss(torch.tensor([[3.0, 0.0, 0.0]]), inside)
+    high = FrameContrast.loss(torch.tensor([[0.0, 3.0, 0.0]]), inside)
+    assert low < high
+
+
+def test_clips_without_both_kinds_do_not_count():
+    logits = torch.randn(3, 4, requires_grad=True)
+    inside = torch.tensor([[True, False, False, True], [True] * 4, [False] * 4])
+    loss = FrameContrast.loss(logits, inside)
+    torch.testing.assert_close(loss, FrameContrast.loss(logits[:1], inside[:1]))
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[0].abs().sum() > 0
+    assert logits.grad[1:].abs().sum() == 0
+    assert FrameContrast.loss(logits[1:], inside[1:]) == 0
+
+
+def test_temperature_must_be_positive():
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        FrameContrast(4, 4, temperature=0)

@@ -1,0 +1,46 @@
+"""Typed YAML: shipped configurations load, mistakes are one sentence."""
+
+import pytest
+
+from bridge_stg.errors import ConfigError
+from bridge_stg.training import load_config, shipped_configs
+
+
+def test_every_shipped_configuration_loads():
+    names = [path.stem for path in shipped_configs()]
+    assert {"tiny", "demo"} <= set(names)
+    for name in names:
+        config = load_config(name)
+        assert config.schedule.steps > 0 and config.data.phases
+
+
+def test_overrides_win(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("schedule: {steps: 7}\nmodel: {keep: 0.5}\n")
+    config = load_config(path, ["schedule.steps=9", "losses.token=0", "model.gate=false"])
+    assert config.schedule.steps == 9
+    assert config.losses.token == 0
+    assert config.model == {"keep": 0.5, "gate": False}
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("schedul: {steps: 7}", [], "schedul"),
+        ("schedule: {steps: many}", [], "many"),
+        ("schedule: [", [], "not valid YAML"),
+        ("seed: 1", ["losses.colour=1"], "colour"),
+    ],
+)
+def test_mistakes_name_the_file_and_the_key(tmp_path, text, overrides, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path, overrides)
+    assert "mine.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(ConfigError, match="neither a file nor a shipped configuration .*tiny"):
+        load_config("huge")
