@@ -1,0 +1,72 @@
+"""Bridge-STG: say when an event happens in a video, and where, frame by frame.
+
+Importing the package is cheap: nothing below is loaded before it is used, CUDA is not initialised, and transformers
+is imported only by the model classes.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data import GroundingSample, SyntheticTubes
+    from .models import (
+        BridgeSTGConfig,
+        BridgeSTGForVideoGrounding,
+        BridgeSTGProcessor,
+        GroundingResult,
+        load_model,
+    )
+    from .ops import (
+        attend_memory,
+        backends,
+        patchify_frames,
+        patchify_videos,
+        prune_tokens,
+        prune_tokens_varlen,
+    )
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "attend_memory": "ops",
+    "backends": "ops",
+    "patchify_frames": "ops",
+    "patchify_videos": "ops",
+    "prune_tokens": "ops",
+    "prune_tokens_varlen": "ops",
+    "BridgeSTGConfig": "models",
+    "BridgeSTGForVideoGrounding": "models",
+    "BridgeSTGProcessor": "models",
+    "GroundingResult": "models",
+    "load_model": "models",
+    "GroundingSample": "data",
+    "SyntheticTubes": "data",
+}
+
+__all__ = [  # noqa: RUF022 - grouped by home: ops, models, data
+    "attend_memory",
+    "backends",
+    "patchify_frames",
+    "patchify_videos",
+    "prune_tokens",
+    "prune_tokens_varlen",
+    "BridgeSTGConfig",
+    "BridgeSTGForVideoGrounding",
+    "BridgeSTGProcessor",
+    "GroundingResult",
+    "load_model",
+    "GroundingSample",
+    "SyntheticTubes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

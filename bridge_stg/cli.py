@@ -6,12 +6,21 @@ import json
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from .errors import BridgeSTGError
 
@@ -81,7 +90,7 @@ def ground(
     if out is not None:
         with _progress() as bar:
             task = bar.add_task("annotating", total=result.frame_count)
-            annotate_video(video, result, out / "annotated.mp4", progress=lambda done, _: bar.update(task, completed=done))
+            annotate_video(video, result, out / "annotated.mp4", progress=partial(_advance, bar, task))
         draw_strip(video, result, out / "strip.png")
         write_text(out / "result.json", result.to_json(indent=2))
         stderr.print(f"wrote annotated.mp4, strip.png and result.json to {out}")
@@ -122,7 +131,7 @@ def synth(
             seed,
             tiers=tuple(tier or TIERS),
             backgrounds=tuple(background or ()),
-            progress=lambda done, _: bar.update(task, completed=done),
+            progress=partial(_advance, bar, task),
         )
     typer.echo(path)
 
@@ -138,7 +147,7 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    predictions: Annotated[Path | None, typer.Option(help="Write the predictions here, one JSON object a line.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Write the predictions here, one JSON a line.")] = None,
     floors: Annotated[bool, typer.Option(help="Add the trivial floors: best constant answer, random answer.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -152,9 +161,7 @@ def evaluate(
     network = load_model(model, _settings(settings))
     with _progress() as bar:
         task = bar.add_task("grounding", total=len(samples))
-        found = predict_samples(
-            network, samples, batch_size=batch_size, progress=lambda done, _: bar.update(task, completed=done)
-        )
+        found = predict_samples(network, samples, batch_size=batch_size, progress=partial(_advance, bar, task))
     if predictions is not None:
         write_predictions(predictions, found)
     report = dict(score(samples, found).summary)
@@ -237,6 +244,10 @@ def _settings(pairs: list[str] | None) -> dict[str, Any]:
 def _progress() -> Progress:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True)
+
+
+def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
+    bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

@@ -44,7 +44,8 @@ def run_demo(out: Path, *, train_seconds: float, console: Console) -> None:
     curve: list[tuple[int, float]] = []
     if train_seconds > 0:
         curve = train_fresh(out / "training", train_seconds, console)
-        console.print(f"a fresh model: loss {curve[0][1]:.2f} at step {curve[0][0]}, {curve[-1][1]:.2f} at {curve[-1][0]}")
+        (first, high), (last, low) = curve[0], curve[-1]
+        console.print(f"a fresh model: loss {high:.2f} at step {first}, {low:.2f} at step {last}")
     write_report(entries, out / "report.html", title="Bridge-STG demo", training=curve or None)
     console.print(f"wrote {out / 'report.html'}")
 
@@ -65,9 +66,9 @@ def train_fresh(folder: Path, seconds: float, console: Console) -> list[tuple[in
     from .training import TrainingProgress, load_config, train
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     run = folder / time.strftime("%Y%m%d-%H%M%S")  # a fresh model each time, never a resumed one
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
         progress = TrainingProgress(bar)
         train(load_config("demo"), run, callbacks=[progress], max_seconds=seconds, tensorboard=False)
     return progress.curve

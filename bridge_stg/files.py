@@ -22,8 +22,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    ensure_writable_folder(target.parent)
     try:
-        ensure_writable_folder(target.parent)
         yield temporary
         os.replace(temporary, target)
     except OSError as error:

@@ -67,9 +67,7 @@ def predict_samples(
             assert sample.interval is not None and prediction.oracle_frames is not None
             assert prediction.oracle_boxes is not None
             frames, boxes = source_tube(info, prediction.interval, index, prediction.frames, prediction.boxes)
-            oracle = source_tube(
-                info, sample.interval, index, prediction.oracle_frames, prediction.oracle_boxes
-            )
+            oracle = source_tube(info, sample.interval, index, prediction.oracle_frames, prediction.oracle_boxes)
             predictions.append(
                 Prediction(
                     id=sample.id,
@@ -105,6 +103,5 @@ def _batches(
 
 def _by_frame(frames: np.ndarray, boxes: np.ndarray) -> dict[int, tuple[float, float, float, float]]:
     return {
-        int(frame): (float(b[0]), float(b[1]), float(b[2]), float(b[3]))
-        for frame, b in zip(frames, boxes, strict=True)
+        int(frame): (float(b[0]), float(b[1]), float(b[2]), float(b[3])) for frame, b in zip(frames, boxes, strict=True)
     }

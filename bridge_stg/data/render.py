@@ -7,6 +7,7 @@ small frames sees what a model sees of the written video.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,10 +15,12 @@ import cv2
 import numpy as np
 
 from .scene import UNIT_POLYGONS, SceneObject
-from .video import decode_frames, probe
+from .video import frames as stream_frames
+from .video import probe
 
 _SHIFT = 8  # fixed-point bits of the vertex coordinates
 _AA_SPREAD = 0.65  # pixels by which OpenCV's LINE_AA fill exceeds a polygon; measured
+_MITRE_LIMIT = 2**0.5  # a right angle's; sharper tips, which the anti-aliasing rounds off, move no further
 _BACKGROUND_FRAMES = 256
 _NOISE = np.random.Generator(np.random.PCG64(7)).normal(0.0, 1.5, 1 << 20).round().astype(np.int8)
 
@@ -102,7 +105,7 @@ def _polygon(item: SceneObject, native_size: tuple[int, int], size: tuple[int, i
 
 @functools.cache
 def _mitre(shape: str) -> np.ndarray:
-    """Per vertex, the move that shifts both its edges outwards by one unit, `[P, 2]`."""
+    """Per vertex, the move that shifts both its edges outwards by one unit, `[P, 2]`, short at sharp tips."""
     points = UNIT_POLYGONS[shape]
     edge = np.roll(points, -1, axis=0) - points
     normal = np.stack([edge[:, 1], -edge[:, 0]], axis=1) / np.linalg.norm(edge, axis=1, keepdims=True)
@@ -110,12 +113,12 @@ def _mitre(shape: str) -> np.ndarray:
     area = np.sum(points[:, 0] * following[:, 1] - points[:, 1] * following[:, 0])
     normal *= np.sign(area)
     before = np.roll(normal, 1, axis=0)
-    return (normal + before) / (1.0 + np.sum(normal * before, axis=1, keepdims=True))
+    mitre = (normal + before) / (1.0 + np.sum(normal * before, axis=1, keepdims=True))
+    length = np.linalg.norm(mitre, axis=1, keepdims=True)
+    return mitre * np.minimum(1.0, _MITRE_LIMIT / length)
 
 
-def _video_background(
-    path: str, offset: float, size: tuple[int, int], frames: Sequence[int], fps: float
-) -> np.ndarray:
+def _video_background(path: str, offset: float, size: tuple[int, int], frames: Sequence[int], fps: float) -> np.ndarray:
     """Frames `[T, H, W, 3]` of the video at its own pace, forwards then backwards, from a share `offset`."""
     pictures, times = _load_background(path, size)
     period = max(2.0 * times[-1], 1e-9)
@@ -128,18 +131,14 @@ def _video_background(
 def _load_background(path: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Up to 256 frames of `path`, covering `size`, desaturated and dimmed, and their times in seconds."""
     info = probe(path)
-    count = min(info.frame_count, _BACKGROUND_FRAMES)
     height, width = size
     scale = max(height / info.height, width / info.width)
     cover = max(height, round(info.height * scale)), max(width, round(info.width * scale))
     top, left = (cover[0] - height) // 2, (cover[1] - width) // 2
-    pictures = np.empty((count, height, width, 3), dtype=np.uint8)
-    for start in range(0, count, 16):
-        block = decode_frames(info, range(start, min(start + 16, count))).numpy()
-        for i, frame in enumerate(block, start=start):
-            picture = cv2.resize(frame, (cover[1], cover[0]), interpolation=cv2.INTER_AREA)
-            picture = picture[top : top + height, left : left + width]
-            grey = picture.mean(axis=2, keepdims=True)
-            pictures[i] = (0.6 * (grey + 0.35 * (picture - grey))).astype(np.uint8)
-    pictures.setflags(write=False)
-    return pictures, info.times[:count]
+    pictures = []
+    for frame in itertools.islice(stream_frames(info), _BACKGROUND_FRAMES):
+        picture = cv2.resize(frame, (cover[1], cover[0]), interpolation=cv2.INTER_AREA)
+        picture = picture[top : top + height, left : left + width]
+        grey = picture.mean(axis=2, keepdims=True)
+        pictures.append((0.6 * (grey + 0.35 * (picture - grey))).astype(np.uint8))
+    return np.stack(pictures), info.times[: len(pictures)]

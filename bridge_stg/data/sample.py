@@ -117,9 +117,7 @@ class GroundingSample:
         return {key: value for key, value in record.items() if value is not None}
 
     @classmethod
-    def from_record(
-        cls, record: Mapping[str, Any], root: str | os.PathLike[str] | None = None
-    ) -> GroundingSample:
+    def from_record(cls, record: Mapping[str, Any], root: str | os.PathLike[str] | None = None) -> GroundingSample:
         """Inverse of `to_record`; a relative video path is taken from `root`.
 
         Raises:
@@ -186,7 +184,7 @@ def read_samples(path: str | os.PathLike[str]) -> list[GroundingSample]:
 
 
 def write_samples(path: str | os.PathLike[str], samples: Iterable[GroundingSample]) -> None:
-    """Write JSON Lines atomically; absolute video paths below the file's folder become relative to it.
+    """Write JSON Lines atomically; video paths become relative to the file's folder, or absolute outside it.
 
     Raises:
         OutputError: the file cannot be written.
@@ -197,8 +195,8 @@ def write_samples(path: str | os.PathLike[str], samples: Iterable[GroundingSampl
         for sample in samples:
             record = sample.to_record()
             video = Path(sample.video).absolute()
-            if video.is_relative_to(folder):
-                record["video"] = video.relative_to(folder).as_posix()
+            inside = video.is_relative_to(folder)
+            record["video"] = video.relative_to(folder).as_posix() if inside else str(video)
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 

@@ -30,9 +30,9 @@ SPLITS = ("train", "val", "test")
 
 DIAMETER = (0.20, 0.32)  # of the shorter frame side
 EVENT_FRAMES = (4, 10)
-EVENT_SPEED = (0.025, 0.045)  # of the frame per frame
+EVENT_SPEED = (0.04, 0.065)  # of the frame per frame
 SEGMENT_FRAMES = (3, 8)
-SEGMENT_SPEED = (0.015, 0.045)
+SEGMENT_SPEED = (0.03, 0.06)
 
 _DIRECTION = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), STILL: (0, 0)}
 _TO = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
@@ -47,12 +47,14 @@ DECLARATIVE = (
 )
 INTERROGATIVE = ("what moves {motion}?", "which object moves {to}?", "what is moving {motion}?")
 REFERRING = ("the {color} {shape}", "find the {color} {shape}")
+MOTION_QUESTION = "where does the {color} {shape} move?"
 
 VOCABULARY: tuple[str, ...] = (
     *("a", "find", "is", "it", "moves", "moving", "object", "that", "the", "to", "what", "when", "which"),
     *("left", "right", "up", "down", "upwards", "downwards"),
     *COLORS,
     *SHAPES,
+    *("where", "does", "move"),
 )
 """Every word of every sentence, lower case; the only punctuation is the question mark."""
 
@@ -154,9 +156,7 @@ class Scene:
     interval_frames: tuple[int, int] | None
 
 
-def sample_scene(
-    rng: np.random.Generator, split: str, tier: str, frame_count: int, size: tuple[int, int]
-) -> Scene:
+def sample_scene(rng: np.random.Generator, split: str, tier: str, frame_count: int, size: tuple[int, int]) -> Scene:
     """Draw one clip of `tier`; in the train split no object ever performs a held-out triple."""
     builder = _SceneBuilder(rng, split, frame_count, size)
     triples = COMPOSITIONS[split]
@@ -231,9 +231,7 @@ class _SceneBuilder:
         look = self.similar_look(color, shape, motion if performs else STILL)
         self.add(*look, event=(motion, *self.random_interval()) if performs else None, avoid=motion)
 
-    def add(
-        self, color: str, shape: str, event: tuple[str, int, int] | None = None, avoid: str | None = None
-    ) -> None:
+    def add(self, color: str, shape: str, event: tuple[str, int, int] | None = None, avoid: str | None = None) -> None:
         """Add an object that performs `event` (motion, start, end), if any, and `avoid` at no other time."""
         diameter = float(self.rng.uniform(*DIAMETER))
         half = half_size(shape, diameter, self.size)
@@ -257,9 +255,7 @@ class _SceneBuilder:
         ]
         return min(gaps, default=0.0)
 
-    def finish(
-        self, tier: str, sentence: str, sentence_type: SentenceType, interval: tuple[int, int] | None
-    ) -> Scene:
+    def finish(self, tier: str, sentence: str, sentence_type: SentenceType, interval: tuple[int, int] | None) -> Scene:
         """Shuffle the drawing order, so that being on top does not tell the target."""
         order = self.rng.permutation(len(self.objects)).tolist()
         objects = tuple(self.objects[i] for i in order)
@@ -282,7 +278,7 @@ def _sample_path(
         if ((high - low) <= room).all():
             break
     else:
-        # The event alone always fits: at most 10 frames x 0.045 beside a box of at most 0.32.
+        # The event alone always fits: at most 10 frames x 0.065 beside a box of at most 0.32.
         outside = np.ones(frame_count, dtype=bool)
         if event is not None:
             outside[event[1] : event[2]] = False

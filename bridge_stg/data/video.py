@@ -125,9 +125,7 @@ def decode_frames(video: str | os.PathLike[str] | VideoInfo, frame_index: Iterab
     info = video if isinstance(video, VideoInfo) else probe(video)
     wanted = np.asarray(list(frame_index), dtype=np.int64)
     if wanted.size and (wanted.min() < 0 or wanted.max() >= info.frame_count):
-        raise ValueError(
-            f"frame_index must be in 0..{info.frame_count - 1}, got {wanted.min()}..{wanted.max()}"
-        )
+        raise ValueError(f"frame_index must be in 0..{info.frame_count - 1}, got {wanted.min()}..{wanted.max()}")
     out = np.empty((len(wanted), info.height, info.width, 3), dtype=np.uint8)
     needed = np.array(sorted(set(wanted.tolist())), dtype=np.int64)
     reformatter = VideoReformatter()
@@ -162,8 +160,7 @@ def frames(video: str | os.PathLike[str] | VideoInfo) -> Iterator[np.ndarray]:
             count += 1
     if count < info.frame_count - max(1, info.frame_count // 50):
         raise VideoError(
-            f"{info.path} is truncated or damaged: only {count} of its {info.frame_count} frames can be "
-            "decoded."
+            f"{info.path} is truncated or damaged: only {count} of its {info.frame_count} frames can be decoded."
         )
 
 
@@ -180,8 +177,7 @@ def _open(path: str) -> Iterator[tuple[InputContainer, VideoStream]]:
         container = av.open(path, metadata_errors="ignore")
     except (av.FFmpegError, OSError, ValueError) as error:
         raise VideoError(
-            f"{path} cannot be opened as a video ({_reason(error)}); it is damaged, truncated or of another "
-            "kind."
+            f"{path} cannot be opened as a video ({_reason(error)}); it is damaged, truncated or of another kind."
         ) from error
     with container:
         streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
@@ -233,15 +229,11 @@ def _frame_times(
         if (np.diff(pts) > 0).all():
             return None if names & _UNORDERED else pts, (pts - pts[0]) * float(stream.time_base)
     if rate <= 0 and len(packets) > 1:
-        raise VideoError(
-            f"{path} has no usable time base: its frames have neither ascending times nor a rate."
-        )
+        raise VideoError(f"{path} has no usable time base: its frames have neither ascending times nor a rate.")
     return None, np.arange(len(packets)) / (rate or 1.0)
 
 
-def _check_complete(
-    path: str, container: InputContainer, stream: VideoStream, read: int, duration: float
-) -> None:
+def _check_complete(path: str, container: InputContainer, stream: VideoStream, read: int, duration: float) -> None:
     """Compare what can be read with what the container promises, as strictly as each kind of file allows."""
     names = container.format.name.split(",")
     if "mp4" in names or "avi" in names:
@@ -335,9 +327,7 @@ def _find_by_time(
             if done > due:
                 retreat = 0
                 next_key = _key_before(keys, pts[needed[done]])
-                skipped = (
-                    int(np.searchsorted(pts, keys[next_key])) - int(needed[done - 1]) if next_key > 0 else 0
-                )
+                skipped = int(np.searchsorted(pts, keys[next_key])) - int(needed[done - 1]) if next_key > 0 else 0
                 if skipped > _SEEK_GAIN:
                     break
         else:
@@ -354,9 +344,7 @@ def _key_before(keys: np.ndarray, pts: int) -> int:
     return int(np.searchsorted(keys, pts, side="right")) - 1
 
 
-def _seek(
-    container: InputContainer, stream: VideoStream, keyframe: tuple[int, int] | None, start: int
-) -> None:
+def _seek(container: InputContainer, stream: VideoStream, keyframe: tuple[int, int] | None, start: int) -> None:
     """Go to a key frame (pts, dts), or to the start of the stream."""
     timestamp = min(start, 0) if keyframe is None else keyframe[1]
     container.seek(timestamp, stream=stream, backward=True, any_frame=False)

@@ -15,7 +15,8 @@ from av.video.frame import VideoFrame
 from ..errors import OutputError
 from ..files import atomic_path
 
-_QUALITY = "18"  # x264 constant rate factor; visually lossless
+# Visually lossless; the same bits on every processor and in every run, which x264's default does not promise.
+_OPTIONS = {"crf": "18", "preset": "fast", "x264-params": "cpu-independent=1"}
 _SMALL_FRAME = 256 * 256
 
 
@@ -57,9 +58,7 @@ def write_video(
         with atomic_path(path) as temporary:
             return _encode(temporary, frames, clock, rate)
     except av.FFmpegError as error:
-        raise OutputError(
-            f"{os.fspath(path)} cannot be encoded as H.264: {error.strerror or error}."
-        ) from error
+        raise OutputError(f"{os.fspath(path)} cannot be encoded as H.264: {error.strerror or error}.") from error
 
 
 def _encode(
@@ -77,9 +76,7 @@ def _encode(
             array = np.ascontiguousarray(frame.numpy() if isinstance(frame, torch.Tensor) else frame)
             shape = shape or array.shape
             if array.dtype != np.uint8 or array.shape != shape or shape[2:] != (3,) or not array.size:
-                raise ValueError(
-                    f"frames must be uint8 [H, W, 3] of one size, got {array.dtype} {list(array.shape)}"
-                )
+                raise ValueError(f"frames must be uint8 [H, W, 3] of one size, got {array.dtype} {list(array.shape)}")
             if stream is None:
                 stream = _add_stream(container, shape, rate, time_base)
             if clock is not None and count >= len(clock):
@@ -97,11 +94,11 @@ def _encode(
 
 def _add_stream(container: Any, shape: tuple[int, ...], rate: Fraction, time_base: Fraction) -> Any:
     height, width = shape[:2]
-    stream = container.add_stream("libx264", rate=rate, options={"crf": _QUALITY, "preset": "fast"})
+    stream = container.add_stream("libx264", rate=rate, options=dict(_OPTIONS))
     stream.width, stream.height = width, height
     stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
     stream.time_base = stream.codec_context.time_base = time_base
     if height * width <= _SMALL_FRAME:
-        # The bits x264 writes depend on its thread count; small clips come out alike on every machine.
+        # The bits depend on the thread count too; small clips come out alike on every machine.
         stream.thread_count = 1
     return stream

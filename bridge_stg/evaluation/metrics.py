@@ -77,9 +77,7 @@ def score_sample(sample: GroundingSample, prediction: Prediction) -> SampleScore
         SampleError: the sample has no interval, or the prediction answers another sample.
     """
     if prediction.id != sample.id:
-        raise SampleError(
-            f"prediction {prediction.id!r} cannot be scored on sample {sample.id!r}; the ids must agree."
-        )
+        raise SampleError(f"prediction {prediction.id!r} cannot be scored on sample {sample.id!r}; the ids must agree.")
     true = true_frames(sample)
     tiou = temporal_iou(true, prediction.interval)
     viou = gt_viou = None
@@ -99,9 +97,7 @@ def true_frames(sample: GroundingSample) -> tuple[int, int]:
         SampleError: the sample has no interval.
     """
     if sample.interval is None:
-        raise SampleError(
-            f"sample {sample.id!r} has no interval; only samples with one can be scored in time."
-        )
+        raise SampleError(f"sample {sample.id!r} has no interval; only samples with one can be scored in time.")
     return to_frame_range(sample.interval, sample.fps)
 
 

@@ -68,18 +68,14 @@ class Prediction:
             or not all(_is_frame(frame) for frame in interval)
             or interval[1] < interval[0]
         ):
-            raise SampleError(
-                f"interval must be whole frames [start, end) with 0 <= start <= end, got {interval!r}."
-            )
+            raise SampleError(f"interval must be whole frames [start, end) with 0 <= start <= end, got {interval!r}.")
         object.__setattr__(self, "interval", (int(interval[0]), int(interval[1])))
         object.__setattr__(self, "boxes", _check_boxes("boxes", self.boxes))
         if self.oracle_boxes is not None:
             object.__setattr__(self, "oracle_boxes", _check_boxes("oracle_boxes", self.oracle_boxes))
 
     @classmethod
-    def from_result(
-        cls, id: str, result: _Grounding, oracle_boxes: Mapping[int, Box] | None = None
-    ) -> Prediction:
+    def from_result(cls, id: str, result: _Grounding, oracle_boxes: Mapping[int, Box] | None = None) -> Prediction:
         """What a grounding result says: seconds become frames by its `fps`, boxes are those of its tube."""
         return cls(
             id=id,
@@ -96,9 +92,7 @@ class Prediction:
             "boxes": {str(frame): list(box) for frame, box in sorted(self.boxes.items())},
         }
         if self.oracle_boxes is not None:
-            record["oracle_boxes"] = {
-                str(frame): list(box) for frame, box in sorted(self.oracle_boxes.items())
-            }
+            record["oracle_boxes"] = {str(frame): list(box) for frame, box in sorted(self.oracle_boxes.items())}
         return record
 
     @classmethod
@@ -115,9 +109,7 @@ class Prediction:
             raise SampleError(f"unknown key {', '.join(map(repr, unknown))}; allowed are {', '.join(_KEYS)}.")
         missing = [key for key in ("id", "interval") if key not in record]
         if missing:
-            raise SampleError(
-                f"missing key {', '.join(map(repr, missing))}; every prediction needs id and interval."
-            )
+            raise SampleError(f"missing key {', '.join(map(repr, missing))}; every prediction needs id and interval.")
         oracle = record.get("oracle_boxes")
         return cls(
             id=record["id"],
@@ -194,24 +186,16 @@ def _check_boxes(name: str, boxes: Mapping[int, Any]) -> dict[int, Box]:
     except ValueError:  # boxes of unequal length
         values = np.zeros(0)
     if values.shape != (len(boxes), 4) or values.dtype.kind not in "iuf":
-        frame, box = next(
-            ((f, b) for f, b in boxes.items() if not _is_four_numbers(b)), next(iter(boxes.items()))
-        )
-        raise SampleError(
-            f"{name} must hold four numbers [x1, y1, x2, y2] a frame, got {box!r} in frame {frame}."
-        )
+        frame, box = next(((f, b) for f, b in boxes.items() if not _is_four_numbers(b)), next(iter(boxes.items())))
+        raise SampleError(f"{name} must hold four numbers [x1, y1, x2, y2] a frame, got {box!r} in frame {frame}.")
     values = values.astype(np.float64)
     bad = ~np.isfinite(values).all(axis=1) | (values[:, 2:] < values[:, :2]).any(axis=1)
     if bad.any():
         row = int(bad.argmax())
         raise SampleError(
-            f"{name} must be finite with x2 >= x1 and y2 >= y1, got {values[row].tolist()} "
-            f"in frame {list(boxes)[row]}."
+            f"{name} must be finite with x2 >= x1 and y2 >= y1, got {values[row].tolist()} in frame {list(boxes)[row]}."
         )
-    return {
-        int(frame): (box[0], box[1], box[2], box[3])
-        for frame, box in zip(boxes, values.tolist(), strict=True)
-    }
+    return {int(frame): (box[0], box[1], box[2], box[3]) for frame, box in zip(boxes, values.tolist(), strict=True)}
 
 
 def _is_four_numbers(box: Any) -> bool:
@@ -224,9 +208,7 @@ def _is_four_numbers(box: Any) -> bool:
 
 def _parse_frames(name: str, value: Any) -> dict[int, Any]:
     if not isinstance(value, Mapping):
-        raise SampleError(
-            f"{name} must be an object {{frame: [x1, y1, x2, y2]}}, got {type(value).__name__}."
-        )
+        raise SampleError(f"{name} must be an object {{frame: [x1, y1, x2, y2]}}, got {type(value).__name__}.")
     boxes = {}
     for key, box in value.items():
         try:

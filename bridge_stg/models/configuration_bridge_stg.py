@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
@@ -43,7 +43,7 @@ class BridgeSTGConfig(PreTrainedConfig):
     """
 
     model_type = "bridge_stg"
-    sub_configs = {"backbone_config": Qwen2_5_VLConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": Qwen2_5_VLConfig}
 
     def __init__(
         self,
@@ -72,9 +72,9 @@ class BridgeSTGConfig(PreTrainedConfig):
         initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
-        if isinstance(backbone_config, dict):
-            backbone_config = Qwen2_5_VLConfig(**backbone_config)
-        self.backbone_config = backbone_config if backbone_config is not None else Qwen2_5_VLConfig()
+        if not isinstance(backbone_config, Qwen2_5_VLConfig):
+            backbone_config = Qwen2_5_VLConfig(**(backbone_config or {}))
+        self.backbone_config: Any = backbone_config  # a Qwen2_5_VLConfig; its sub-configurations are typed loosely
         self.bridge_tokens = bridge_tokens
         self.bridge_layers = bridge_layers
         self.bridge_token_id = bridge_token_id

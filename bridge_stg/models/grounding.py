@@ -13,7 +13,7 @@ import torch
 from ..data.frame_sampling import uniform_frame_index
 from ..data.video import VideoInfo, decode_frames, probe
 from ..modules.boxes import cxcywh_to_xyxy
-from .processing_bridge_stg import BridgeSTGProcessor
+from .processing_bridge_stg import BridgeSTGProcessor, parse_answer
 from .result import GroundingResult, IntervalSource, KeptTokens, PresencePoint, TubeEntry
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class GroundingMixin:
 
     @torch.inference_mode()
     def predict(
-        self: BridgeSTGForVideoGrounding,  # type: ignore[misc]
+        self: Any,
         frames: Sequence[torch.Tensor | np.ndarray],
         times: Sequence[Sequence[float]],
         sentences: Sequence[str],
@@ -128,7 +128,7 @@ class GroundingMixin:
         answers, texts = [""] * count, [None] * count
         if self.config.interval_source == "text":
             answers = decoding.generate(self.backbone.lm_head(hidden_states[-1][:, -1]), processor.tokenizer)
-            texts = [processor.parse_answer(a, d) for a, d in zip(answers, durations, strict=True)]  # type: ignore[misc]
+            texts = [parse_answer(a, d) for a, d in zip(answers, durations, strict=True)]  # type: ignore[misc]
         # An answer that cannot be read is hidden from the bridging tokens, as answer dropout does in training.
         readable = torch.tensor([text is not None for text in texts], device=self.device)
         queries = decoding.bridge(readable)
@@ -178,12 +178,14 @@ class GroundingMixin:
 class _Decoding:
     """Greedy answer and bridging forward on one KV cache; rows that end early are padded and masked."""
 
-    def __init__(self, model: BridgeSTGForVideoGrounding, cache: Any, mask: torch.Tensor, position: torch.Tensor) -> None:
+    def __init__(
+        self, model: BridgeSTGForVideoGrounding, cache: Any, mask: torch.Tensor, position: torch.Tensor
+    ) -> None:
         self.model, self.cache, self.mask, self.position = model, cache, mask, position
         self.prompt_length = mask.shape[1]
 
     def _step(self, ids: torch.Tensor, real: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run `ids` `[B, n]` (of which `real` are no padding) seeing `visible` `[B, cached]`; advances the positions."""
+        """Run `ids` `[B, n]` (where `real`, else padding) seeing `visible` `[B, cached]`; advances the positions."""
         steps = real.long().cumsum(-1)
         positions = self.position[:, None] + steps - real.long()
         self.position = self.position + steps[:, -1]
@@ -292,7 +294,9 @@ def presence_interval(
     return float(times[start]), float(times[end]) if end < len(times) else float(duration)
 
 
-def _frames_inside(times: Sequence[float], interval: tuple[float, float], spatial_fps: float | None) -> np.ndarray:
+def _frames_inside(
+    times: Sequence[float] | np.ndarray, interval: tuple[float, float], spatial_fps: float | None
+) -> np.ndarray:
     """Positions of the frames in [start, end), thinned to `spatial_fps`; the nearest frame when none lies inside."""
     seconds = np.asarray(times)
     inside = np.flatnonzero((seconds >= interval[0] - 1e-6) & (seconds < interval[1] - 1e-6))

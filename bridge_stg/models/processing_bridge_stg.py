@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,19 @@ from ..errors import SampleError
 from ..ops import patchify_frames
 
 _ANSWER = re.compile(r"(\d+(?:\.\d+)?)\s*s?\s*to\s*(\d+(?:\.\d+)?)")
+
+
+def answer_text(interval: tuple[float, float]) -> str:
+    """The temporal answer for (start, end) in seconds: `From 3.0 s to 7.5 s.`"""
+    return f"From {interval[0]:.1f} s to {interval[1]:.1f} s."
+
+
+def parse_answer(text: str, duration: float) -> tuple[float, float] | None:
+    """(start, end) in seconds, the end clamped to `duration`; None when the text holds no readable interval."""
+    if (match := _ANSWER.search(text)) is None:
+        return None
+    start, end = float(match[1]), min(float(match[2]), duration)
+    return (start, end) if start < end else None
 
 
 class BridgeSTGProcessor(ProcessorMixin):
@@ -34,7 +47,7 @@ class BridgeSTGProcessor(ProcessorMixin):
         timestamp_format: format string of a group's time in seconds; "" leaves timestamps out.
     """
 
-    attributes = ["tokenizer"]
+    attributes: ClassVar[list[str]] = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
 
     def __init__(
@@ -111,19 +124,6 @@ class BridgeSTGProcessor(ProcessorMixin):
         visual = "<|vision_start|>" + "<|video_pad|>" * tokens_per_group + "<|vision_end|>"
         groups = "".join(self.timestamp_format.format(time) + visual for time in group_times)
         return f"<|im_start|>user\n{sentence}\n{groups}<|im_end|>\n<|im_start|>assistant\n"
-
-    @staticmethod
-    def answer_text(interval: tuple[float, float]) -> str:
-        """`From 3.0 s to 7.5 s.`"""
-        return f"From {interval[0]:.1f} s to {interval[1]:.1f} s."
-
-    @staticmethod
-    def parse_answer(text: str, duration: float) -> tuple[float, float] | None:
-        """(start, end) in seconds, the end clamped to `duration`; None when the text holds no readable interval."""
-        if (match := _ANSWER.search(text)) is None:
-            return None
-        start, end = float(match[1]), min(float(match[2]), duration)
-        return (start, end) if start < end else None
 
     def bridge_text(self) -> str:
         return "".join(f"<|bridge_{i}|>" for i in range(self.bridge_tokens))

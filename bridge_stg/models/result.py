@@ -99,6 +99,7 @@ class GroundingResult:
         values["tube"] = tuple(TubeEntry(**{**e, "box": tuple(e["box"])}) for e in values["tube"])
         values["presence"] = tuple(PresencePoint(**p) for p in values["presence"])
         values["kept_tokens"] = tuple(
-            KeptTokens(k["frame"], tuple(k["grid"]), tuple(k["index"]), tuple(k["score"])) for k in values["kept_tokens"]
+            KeptTokens(k["frame"], tuple(k["grid"]), tuple(k["index"]), tuple(k["score"]))
+            for k in values["kept_tokens"]
         )
         return cls(**values)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import attend_memory
+from ..ops._checks import BOOLEAN, FLOATING, Expect, check_tensors
 
 Path = Literal["auto", "absorbed", "projected"]
 
@@ -137,23 +138,28 @@ class MemoryCrossAttention(nn.Module):
             position: shape of the memory, added to the keys only.
             bias: [B, M], added to the attention scores of every head and query; differentiable.
             key_padding_mask: [B, M] bool, True for a key to ignore, as in `nn.MultiheadAttention`.
-            need_weights: whether to return the weights, averaged over heads; takes the projected way.
+            need_weights: whether to return the weights, averaged over heads; takes the projected way. Off by
+                default, unlike in `nn.MultiheadAttention`.
 
         Returns:
             (output, shape of the query; weights [B, Q, M] or None).
 
         Raises:
-            ValueError: a width that is not `embed_dim`, or a `value` that is not the memory.
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device; a `value` that is not the memory.
         """
         if value is not None and value is not memory:
             raise ValueError(
                 "value must be the memory itself; a key that differs by a position is `position`."
             )
-        for name, tensor in (("query", query), ("memory", memory)):
-            if tensor.dim() != 3 or tensor.shape[-1] != self.embed_dim:
-                raise ValueError(
-                    f"{name} must have 3 axes and width embed_dim={self.embed_dim}, got {list(tensor.shape)}."
-                )
+        shape = f"B {{}} {self.embed_dim}" if self.batch_first else f"{{}} B {self.embed_dim}"
+        check_tensors(
+            "MemoryCrossAttention",
+            Expect("query", query, shape.format("Q"), FLOATING),
+            Expect("memory", memory, shape.format("M"), FLOATING),
+            Expect("position", position, shape.format("M"), FLOATING, optional=True),
+            Expect("bias", bias, "B M", FLOATING, optional=True),
+            Expect("key_padding_mask", key_padding_mask, "B M", BOOLEAN, optional=True),
+        )
         if not self.batch_first:
             query, memory = query.transpose(0, 1), memory.transpose(0, 1)
             position = None if position is None else position.transpose(0, 1)

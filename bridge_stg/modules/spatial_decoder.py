@@ -52,6 +52,11 @@ class SpatialDecoderLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(dim)
         self.ffn = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, ffn_dim), nn.GELU(), nn.Linear(ffn_dim, dim))
 
+    def attend_tube(self, state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Self-attention of `[B, S, M, C]` over all S x M queries of a clip; mask `[B, S * M]`."""
+        attended = self.self_attention(self.self_norm(state).flatten(1, 2), mask)
+        return attended.unflatten(1, state.shape[1:3])
+
 
 class SpatialDecoder(nn.Module):
     """Query-Guided Spatial Localization.
@@ -68,9 +73,7 @@ class SpatialDecoder(nn.Module):
         learned_reference: start from a learned point instead of the one given to `forward`.
     """
 
-    def __init__(
-        self, dim: int, heads: int, ffn_dim: int, num_layers: int, *, learned_reference: bool = False
-    ) -> None:
+    def __init__(self, dim: int, heads: int, ffn_dim: int, num_layers: int, *, learned_reference: bool = False) -> None:
         super().__init__()
         self.dim = dim
         self.layers = nn.ModuleList(SpatialDecoderLayer(dim, heads, ffn_dim) for _ in range(num_layers))
@@ -78,15 +81,12 @@ class SpatialDecoder(nn.Module):
         self.time_projection = nn.Linear(dim, dim)
         self.output_norm = nn.LayerNorm(dim)
         self.box_heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, 4))
+            nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, dim), nn.ReLU(), _zero_linear(dim, 4))
             for _ in range(num_layers)
         )
         self.presence_heads = nn.ModuleList(nn.Linear(dim, 1) for _ in range(num_layers))
         self.learned_centre = nn.Parameter(torch.zeros(2)) if learned_reference else None
         self.initial_size = nn.Parameter(torch.full((2,), -1.1))  # sigmoid: a quarter of the frame
-        for head in self.box_heads:
-            nn.init.zeros_(head[-1].weight)
-            nn.init.zeros_(head[-1].bias)
 
     def forward(
         self,
@@ -128,9 +128,9 @@ class SpatialDecoder(nn.Module):
         state = torch.zeros(batch, frames, queries, dim, dtype=memory.dtype, device=memory.device)
         boxes, presence = [], []
         for i, layer in enumerate(self.layers):
+            assert isinstance(layer, SpatialDecoderLayer)
             state = state + interactive[i][:, None] + time
-            attended = layer.self_attention(layer.self_norm(state).flatten(1, 2), token_mask)
-            state = state + attended.unflatten(1, (frames, queries))
+            state = state + layer.attend_tube(state, token_mask)
             crossed = self.cross_attention.layer(i, layer.cross_norm(state).flatten(0, 1), flat_memory, bias=flat_bias)
             state = state + crossed.unflatten(0, (batch, frames))
             state = state + layer.ffn(state)
@@ -140,6 +140,14 @@ class SpatialDecoder(nn.Module):
             presence.append(self.presence_heads[i](output).squeeze(-1))
             box = box.detach()
         return DecodedTubes(torch.stack(boxes), torch.stack(presence))
+
+
+def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts at zero, so that the first boxes are the reference boxes."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def sinusoidal_embedding(values: torch.Tensor, dim: int, *, max_period: float = 1000.0) -> torch.Tensor:

@@ -78,6 +78,15 @@ def check_tensors(op: str, *table: Expect) -> dict[str, int]:
     return sizes
 
 
+def check_same_dtype(op: str, name: str, value: Tensor, **others: Tensor | None) -> None:
+    """Raise TypeError unless all `others` have the dtype of `value`, which is called `name`."""
+    for other, tensor in others.items():
+        if tensor is not None and tensor.dtype != value.dtype:
+            raise TypeError(
+                f"{op}: {other} must have the dtype of {name} ({value.dtype}), got {tensor.dtype}."
+            )
+
+
 def check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
     """Raise ValueError unless `value` is one of the strings in `allowed`."""
     if value not in allowed:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._backends import Backend, choose_backend, register_backend
-from ._checks import BOOLEAN, FLOATING, INT64, INTEGER, Expect, check_number, check_tensors
+from ._checks import BOOLEAN, FLOATING, INT64, INTEGER, Expect, check_number, check_same_dtype, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
 
 
@@ -45,10 +45,10 @@ def attend_memory(
 
     Args:
         query: [B, R, C] floating point, R = heads x queries.
-        memory: [B, M, C], dtype of the query.
+        memory: [B, M, C], dtype of the query (under autocast any; query, memory and position are then cast).
         position: [B, M, C], dtype of the query, added to the keys only.
         bias: [B, M] floating point, added to the scores of every row.
-        key_mask: [B, M] bool, True for a key that may be seen; None for all.
+        key_mask: [B, M] bool, True for a key that may be seen, as in `scaled_dot_product_attention`; None for all.
         index: [B, K] int64, rows of the memory to attend to, without a compacted copy. A row named twice is
             two keys. A value outside 0..M-1, such as the -1 of a padded list, is no key at all.
         window: [B, R, 2] int32 or int64, the keys [start, end) that each row may see: rows of the memory, or
@@ -66,18 +66,18 @@ def attend_memory(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, an index outside -1..M-1 or a window whose end lies before its start.
     """
-    check_tensors("attend_memory", Expect("query", query, "B R C", FLOATING))
-    same = (query.dtype,)
     sizes = check_tensors(
         "attend_memory",
-        Expect("query", query, "B R C", same),
-        Expect("memory", memory, "B M C", same if not _autocasts(query) else FLOATING),
-        Expect("position", position, "B M C", same if not _autocasts(query) else FLOATING, optional=True),
+        Expect("query", query, "B R C", FLOATING),
+        Expect("memory", memory, "B M C", FLOATING),
+        Expect("position", position, "B M C", FLOATING, optional=True),
         Expect("bias", bias, "B M", FLOATING, optional=True),
         Expect("key_mask", key_mask, "B M", BOOLEAN, optional=True),
         Expect("index", index, "B K", INT64, optional=True),
         Expect("window", window, "B R 2", INTEGER, optional=True),
     )
+    if not torch.is_autocast_enabled(query.device.type):
+        check_same_dtype("attend_memory", "query", query, memory=memory, position=position)
     factor = check_number("attend_memory", "scale", scale)
     if validate:
         _check_values(index, window, sizes["M"])
@@ -89,10 +89,6 @@ def attend_memory(
         _forward_op(*inputs, key_mask, index, window, factor, return_mass, stash, chosen),
     )
     return (out, lse, mass.detach()) if return_mass else (out, lse)
-
-
-def _autocasts(query: Tensor) -> bool:
-    return torch.is_autocast_enabled(query.device.type)
 
 
 def _check_values(index: Tensor | None, window: Tensor | None, rows: int) -> None:

@@ -193,13 +193,23 @@ def reference(
     if layout == "THWC":
         frames = frames.permute(0, 3, 1, 2)
     frames = resize_frames(frames, size[0], size[1], interpolation)
-    # Float32 factors of float32 values, as the Hugging Face processors fuse rescaling into normalisation.
-    shift = torch.tensor(mean, device=video.device) * (1.0 / rescale_factor)
-    spread = torch.tensor(std, device=video.device) * (1.0 / rescale_factor)
-    pixels = frames.to(torch.float32).sub(shift[:, None, None]).div_(spread[:, None, None])
+    shift = per_channel(mean, rescale_factor, video.device)
+    spread = per_channel(std, rescale_factor, video.device)
+    pixels = frames.to(torch.float32).sub(shift).div_(spread)
     if missing := -pixels.shape[0] % temporal_patch_size:
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     return to_patches(pixels, patch_size, temporal_patch_size, merge_size).to(dtype)
+
+
+def per_channel(values: Sequence[float], rescale_factor: float, device: torch.device) -> Tensor:
+    """values / rescale_factor as [3, 1, 1], in float32 as the Hugging Face processors fuse rescaling in.
+
+    Filled in place on the device: a copy from the host would wait for it.
+    """
+    fused = torch.tensor(values, dtype=torch.float32) * (1.0 / rescale_factor)
+    return torch.cat(
+        [torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in fused.tolist()]
+    )
 
 
 def resize_frames(frames: Tensor, height: int, width: int, interpolation: str) -> Tensor:

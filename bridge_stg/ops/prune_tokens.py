@@ -115,7 +115,7 @@ def prune_tokens(
         scoring: "dot" or "cosine".
         reduce: how the scores of the Q queries become one: "max", "mean" or "logsumexp".
         scale: factor on every product; 1 if None.
-        mask: [B, N] bool, True for a token that takes part; None for all.
+        mask: [B, N] bool, True for a token that takes part, False for a masked one; None for all.
         return_scores: whether to return the scores of all tokens as well, for a loss on them.
         backend: one of `bridge_stg.backends()`; None picks.
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..data.frame_sampling import sample_spatial_frames
-from ..data.scene import IMAGE_TIER, TIERS
+from ..data.scene import IMAGE_TIER, MOTION_QUESTION, STILL, TIERS
 from ..data.synthetic import SyntheticClip, SyntheticImages, SyntheticTubes
 from ..errors import ConfigError
+from ..models.processing_bridge_stg import answer_text
 
 SNIPPET = "snippet"
+QUESTION = "question"
 _ENDLESS = 1 << 40
 
 
@@ -26,14 +28,15 @@ class Phase:
     Attributes:
         steps: how many; the last phase goes on for as long as the training does.
         mix: weight per tier of SyntheticTubes; `image` is the referring task on single images, `snippet` two frames
-            of a clip of any tier, inside its event or outside: motion is learnt from them at the price of an image.
+            of a clip of any tier, inside its event or outside, `question` two frames of a moving object and the
+            question where it moves: motion is learnt from them at the price of an image.
     """
 
     steps: int
     mix: Mapping[str, float]
 
     def __post_init__(self) -> None:
-        allowed = (IMAGE_TIER, SNIPPET, *TIERS)
+        allowed = (IMAGE_TIER, SNIPPET, QUESTION, *TIERS)
         if unknown := set(self.mix) - set(allowed):
             raise ConfigError(f"A phase mixes {', '.join(allowed)}; {sorted(unknown)[0]!r} is none of them.")
         if self.steps < 1 or min(self.mix.values(), default=0) < 0 or sum(self.mix.values()) <= 0:
@@ -61,7 +64,7 @@ class SyntheticCurriculum(Dataset):
         images_per_clip: int = 4,
         spatial_frames: int = 12,
         positive_ratio: float = 0.5,
-        negatives: str = "uniform",
+        negatives: Literal["uniform", "boundary"] = "uniform",
         frame_size: tuple[int, int] = (64, 64),
         answer_dropout: float = 0.4,
         seed: int = 0,
@@ -100,6 +103,7 @@ class SyntheticCurriculum(Dataset):
         kinds = {
             IMAGE_TIER: mix.get(IMAGE_TIER, 0.0),
             SNIPPET: mix.get(SNIPPET, 0.0),
+            QUESTION: mix.get(QUESTION, 0.0),
             "clip": sum(clips.values()),
         }
         kind = _draw(np.random.default_rng([self.seed, 1, batch]), kinds)  # the same for every place of the batch
@@ -109,6 +113,9 @@ class SyntheticCurriculum(Dataset):
         places = range(index * self.images_per_clip, (index + 1) * self.images_per_clip)
         if kind == IMAGE_TIER:
             return [self._item(self.images[i], rng) for i in places]
+        if kind == QUESTION:
+            sources = [self.sources[tier] for tier in ("single", "distractors")]
+            return [self._question(sources[i % 2][i], rng) for i in places]
         return [self._snippet(self.sources[TIERS[i % len(TIERS)]][i], rng) for i in places]
 
     def _snippet(self, clip: SyntheticClip, rng: np.random.Generator) -> dict[str, Any]:
@@ -118,14 +125,24 @@ class SyntheticCurriculum(Dataset):
         inside = (np.arange(clip.frame_count) >= start) & (np.arange(clip.frame_count) < end)
         wanted = bool(rng.random() < self.positive_ratio)
         first = int(rng.choice(np.flatnonzero((inside[:-1] == wanted) & (inside[1:] == wanted))))
+        return self._pair(clip, first) | {"sentence": clip.sentence, "interval": (0, 2) if wanted else (0, 0)}
+
+    def _question(self, clip: SyntheticClip, rng: np.random.Generator) -> dict[str, Any]:
+        """Two neighbouring frames between which the target moves; the answer is where to."""
+        target = clip.objects[clip.target]
+        motions = np.array(target.motions)
+        first = int(rng.choice(np.flatnonzero(motions[1:] != STILL)))
+        sentence = MOTION_QUESTION.format(color=target.color, shape=target.shape)
+        return self._pair(clip, first) | {"sentence": sentence, "answer": f"{motions[first + 1]}."}
+
+    def _pair(self, clip: SyntheticClip, first: int) -> dict[str, Any]:
         frames = [first, first + 1]
         return {
             "frames": clip.render(self.frame_size, frames),
             "times": [frame / clip.fps for frame in frames],
-            "sentence": clip.sentence,
             "boxes": np.asarray(clip.boxes(), dtype=np.float32)[frames],
-            "interval": (0, 2) if wanted else (0, 0),
-            "interval_s": None,
+            "interval": None,
+            "answer": None,
             "frame_index": np.arange(2),
             "hide_answer": False,
         }
@@ -140,15 +157,16 @@ class SyntheticCurriculum(Dataset):
             "sentence": clip.sentence,
             "boxes": boxes,
             "interval": None,
-            "interval_s": None,
+            "answer": None,
             "hide_answer": bool(rng.random() < self.answer_dropout),
         }
         if clip.tier == IMAGE_TIER:
             item["frame_index"] = np.zeros(1, dtype=np.int64)
             return item
+        assert clip.interval_frames is not None
         start, end = clip.interval_frames
         item["interval"] = (start, end)
-        item["interval_s"] = (start / clip.fps, end / clip.fps)
+        item["answer"] = answer_text((start / clip.fps, end / clip.fps))
         item["frame_index"] = sample_spatial_frames(
             clip.frame_count,
             (start, end),
@@ -168,17 +186,16 @@ def _draw(rng: np.random.Generator, weights: Mapping[str, float]) -> str:
 def collate_grounding(groups: Sequence[list[dict[str, Any]]], processor: Any) -> dict[str, Any]:
     """A batch for `BridgeSTGTrainer`: the processor's inputs, the frames to decode, and their labels.
 
-    Takes lists of items and flattens them. An item holds `frames` uint8 `[T, H, W, 3]`, `times` (T seconds), `sentence`, `boxes` `[T, 4]` xyxy in [0, 1] (NaN
-    where unknown), `interval` (frames; None when unknown, empty when the event is not there), `interval_s` (seconds;
-    None for no answer text), `frame_index` `[S]`, `hide_answer`.
+    Takes lists of items and flattens them. An item holds `frames` uint8 `[T, H, W, 3]`, `times` (T seconds),
+    `sentence`, `boxes` `[T, 4]` xyxy in [0, 1] (NaN where unknown), `interval` (frames; None when unknown, empty when
+    the event is not there), `answer` (text or None), `frame_index` `[S]`, `hide_answer`.
     """
     items = [item for group in groups for item in group]
-    answers = [None if item["interval_s"] is None else processor.answer_text(item["interval_s"]) for item in items]
     features = processor(
         [item["frames"] for item in items],
         [item["times"] for item in items],
         [item["sentence"] for item in items],
-        answers,
+        [item["answer"] for item in items],
         training=True,
     )
     hide = torch.tensor([item["hide_answer"] for item in items])

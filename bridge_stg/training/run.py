@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
@@ -64,14 +63,19 @@ def train(
     """
     folder = ensure_writable_folder(output)
     model, processor = build_model(config)
+    if (folder / "processor_config.json").is_file():  # a resumed run keeps the vocabulary that it began with
+        processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
+    processor.save_pretrained(folder)
     data, schedule = config.data, config.schedule
+    if data.negatives not in ("uniform", "boundary"):
+        raise ConfigError(f"data.negatives must be uniform or boundary, got {data.negatives!r}.")
     dataset = SyntheticCurriculum(
         [Phase(phase.steps, phase.mix) for phase in data.phases],
         batch_size=data.batch_size,
         images_per_clip=data.images_per_clip,
         spatial_frames=data.spatial_frames,
         positive_ratio=data.positive_ratio,
-        negatives=data.negatives,
+        negatives=cast(Literal["uniform", "boundary"], data.negatives),
         answer_dropout=data.answer_dropout,
         frame_size=FRAME_SIZE,
         seed=config.seed,
@@ -116,7 +120,6 @@ def train(
     trainer.remove_callback(PrinterCallback)  # stdout is for results
     trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
     return trainer
 
 

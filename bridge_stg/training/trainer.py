@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 import torch
@@ -33,10 +34,12 @@ class BridgeSTGTrainer(Trainer):
         self._counts: dict[str, int] = {}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
-        return SequentialSampler(train_dataset if train_dataset is not None else self.train_dataset)
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        assert isinstance(dataset, Sized)
+        return SequentialSampler(dataset)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load through `from_pretrained`: saved names differ from the module's, which a plain state dict load misses."""
+        """Load through `from_pretrained`: saved names differ from the module's, and a plain load would miss them."""
         network = self.accelerator.unwrap_model(self.model if model is None else model)
         saved = type(network).from_pretrained(resume_from_checkpoint, config=network.config)
         network.load_state_dict(saved.state_dict())

@@ -59,9 +59,7 @@ def draw_timeline(
             axes.plot(times, values, ".", color=colors.predicted, markersize=font_size / 2.2)
         axes.axhline(1, color=colors.line, linewidth=0.8, zorder=0)
         axes.axhline(0, color=colors.line, linewidth=0.8, zorder=0)
-        axes.axvspan(
-            *result.interval, ymin=0, ymax=1, color=colors.predicted, alpha=0.07, linewidth=0, zorder=0
-        )
+        axes.axvspan(*result.interval, ymin=0, ymax=1, color=colors.predicted, alpha=0.07, linewidth=0, zorder=0)
         ticks, labels = [0.5], ["presence"]
     for row, (label, (start, end), color) in enumerate(rows):
         y = -0.3 - 0.36 * row
@@ -115,9 +113,7 @@ def draw_extents(
                 font_size / 7,
                 "-",
             )
-            points = {
-                tube[frame][0] if frame in tube else frame * period: box[side] for frame, box in truth.items()
-            }
+            points = {tube[frame][0] if frame in tube else frame * period: box[side] for frame, box in truth.items()}
             _steps(chart, points, period, colors.true, font_size / 5, "--")
         chart.set_ylim((limit, 0) if low else (0, limit))
         chart.set_title(title, fontsize=font_size, color=colors.muted, loc="left")
@@ -179,9 +175,7 @@ def to_svg(draw: Callable[[Figure, Colors, float], None], size: tuple[float, flo
     return svg
 
 
-def _steps(
-    axes: Axes, values: Mapping[float, float], period: float, color: str, width: float, style: str
-) -> None:
+def _steps(axes: Axes, values: Mapping[float, float], period: float, color: str, width: float, style: str) -> None:
     """One horizontal step per frame, broken where frames are missing."""
     x: list[float] = []
     y: list[float] = []
@@ -194,14 +188,10 @@ def _steps(
     axes.plot(x, y, style, color=color, linewidth=width)
 
 
-def _finish(
-    axes: Axes, end: float, colors: Colors, font_size: float, start: float = 0.0, unit: str = "s"
-) -> None:
+def _finish(axes: Axes, end: float, colors: Colors, font_size: float, start: float = 0.0, unit: str = "s") -> None:
     """The common frame: no box, light grid over time, unit at the last tick."""
     axes.set_xlim(start, end if end > start else start + 1)
-    axes.xaxis.set_major_locator(
-        MaxNLocator(8 if unit == "s" else 6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2)
-    )
+    axes.xaxis.set_major_locator(MaxNLocator(8 if unit == "s" else 6, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} {unit}" if unit == "s" else f"{value:g}")
     axes.grid(axis="x", color=colors.line, linewidth=0.8)
     axes.set_axisbelow(True)

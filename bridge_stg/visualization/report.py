@@ -19,7 +19,7 @@ from ..data import GroundingSample, VideoInfo, decode_frames, probe
 from ..errors import VideoError
 from ..evaluation.metrics import SampleScore, score_sample
 from ..evaluation.predictions import Prediction
-from ..files import write_text
+from ..files import ensure_writable_folder, write_text
 from .charts import draw_extents, draw_loss, draw_timeline, to_svg
 from .drawing import render_frame, scale_frame, true_boxes
 from .strip import pick_frames
@@ -66,6 +66,7 @@ def write_report(
         VideoError: a video cannot be read.
         OutputError: the page cannot be written.
     """
+    ensure_writable_folder(Path(out_html).parent)
     views = [_view_entry(number, entry, columns) for number, entry in enumerate(entries, start=1)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bridge_stg.visualization"),
@@ -94,9 +95,7 @@ def _view_entry(number: int, entry: ReportEntry, columns: int) -> dict[str, Any]
     rows = 1 + (sample is not None and sample.interval is not None)
 
     timeline = to_svg(
-        lambda figure, colors, size: draw_timeline(
-            figure.add_subplot(), result, sample, info.duration, colors, size
-        ),
+        lambda figure, colors, size: draw_timeline(figure.add_subplot(), result, sample, info.duration, colors, size),
         (860, (100 if result.presence else 0) + 34 * rows + 30),
         salt=f"timeline-{number}",
     )

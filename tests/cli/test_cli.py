@@ -96,9 +96,7 @@ def test_synth_writes_the_same_clips_for_the_same_seed(synthetic, tmp_path):
 
 def test_evaluate_prints_the_metrics_per_sentence_type(model, synthetic, tmp_path):
     predictions = tmp_path / "p.jsonl"
-    done = run(
-        "evaluate", "--data", synthetic, "--model", model, "--json", "--floors", "--predictions", predictions
-    )
+    done = run("evaluate", "--data", synthetic, "--model", model, "--json", "--floors", "--predictions", predictions)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     metrics = {"m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5", "gt_vIoU"}
@@ -112,9 +110,7 @@ def test_evaluate_prints_the_metrics_per_sentence_type(model, synthetic, tmp_pat
 def test_evaluate_switches_the_model(model, synthetic):
     done = run("evaluate", "-d", synthetic, "-m", model, "--set", "keep=1.0", "--set", "gate=false", "--json")
     assert done.returncode == 0, done.stderr
-    assert_one_sentence(
-        run("evaluate", "-d", synthetic, "-m", model, "--set", "kep=1.0"), 1, "'kep' is not a setting"
-    )
+    assert_one_sentence(run("evaluate", "-d", synthetic, "-m", model, "--set", "kep=1.0"), 1, "'kep' is not a setting")
     assert_one_sentence(run("evaluate", "-d", synthetic, "-m", model, "--set", "keep"), 2, "is not key=value")
 
 

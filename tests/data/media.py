@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -44,7 +45,7 @@ def encode(
 ) -> Path:
     """Write numbered frames with PyAV itself; a key frame every 12."""
     with av.open(str(path), "w", format=container, options=muxing or {}) as output:
-        stream = output.add_stream(codec, rate=fps, options={"g": "12"})
+        stream: Any = output.add_stream(codec, rate=fps, options={"g": "12"})
         stream.width, stream.height, stream.pix_fmt, stream.thread_count = WIDTH, HEIGHT, pixels, 1
         if b_frames is not None:
             stream.max_b_frames = b_frames
@@ -70,7 +71,7 @@ def cut(source: Path, target: Path, share: float = 0.6) -> Path:
 
 def audio_file(path: Path) -> Path:
     with av.open(str(path), "w") as output:
-        stream = output.add_stream("aac", rate=16000)
+        stream: Any = output.add_stream("aac", rate=16000)
         stream.layout = "mono"
         sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
         sound.rate, sound.pts = 16000, 0

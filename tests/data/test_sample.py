@@ -60,9 +60,7 @@ def test_files_round_trip_with_relative_videos(tmp_path):
 
 def test_blank_lines_and_other_alphabets_are_fine(tmp_path):
     path = tmp_path / "test.jsonl"
-    path.write_text(
-        "\n" + json.dumps({**RECORD, "sentence": "красный круг"}, ensure_ascii=False) + "\n\n", "utf-8"
-    )
+    path.write_text("\n" + json.dumps({**RECORD, "sentence": "красный круг"}, ensure_ascii=False) + "\n\n", "utf-8")
     assert read_samples(path)[0].sentence == "красный круг"
 
 
@@ -132,6 +130,7 @@ def test_unreadable_files(tmp_path):
 
 
 def test_unwritable_target(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError):
-        write_samples(tmp_path / "file" / "test.jsonl", [GroundingSample.from_record(RECORD)])
+    (tmp_path / "test.jsonl").mkdir()
+    with pytest.raises(OutputError, match=r"test\.jsonl cannot be written"):
+        write_samples(tmp_path / "test.jsonl", [GroundingSample.from_record(RECORD)])
+    assert [item.name for item in tmp_path.iterdir()] == ["test.jsonl"]

@@ -72,9 +72,9 @@ def test_failure_keeps_the_old_file(tmp_path):
 
 
 def test_what_cannot_be_written_is_one_sentence(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match="is not a writable folder"):
-        write_video(tmp_path / "file" / "clip.mp4", [numbered_frame(0)], fps=4)
+    (tmp_path / "folder.mp4").mkdir()
+    with pytest.raises(OutputError, match=r"folder\.mp4 cannot be written"):
+        write_video(tmp_path / "folder.mp4", [numbered_frame(0)], fps=4)
     with pytest.raises(OutputError, match=r"wide\.mp4 cannot be encoded as H\.264"):
         write_video(tmp_path / "wide.mp4", [np.zeros((16, 20000, 3), np.uint8)], fps=4)
-    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+    assert [item.name for item in tmp_path.iterdir()] == ["folder.mp4"]

@@ -25,7 +25,8 @@ def test_every_parameter_but_the_deepest_unused_ones_gets_a_gradient(make_model,
     inputs, _ = batch
     model = make_model().train()
     output = model(**inputs)
-    terms = (output.boxes, output.presence, output.relevance, output.contrast, output.token_scores, output.answer_logits)
+    names = ("boxes", "presence", "relevance", "contrast", "token_scores", "answer_logits")
+    terms = [getattr(output, name) for name in names]
     sum(term.float().pow(2).mean() for term in terms).backward()
     silent = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
     # The last layer of a zero-initialised box head blocks the layers below it at the very first step.
@@ -123,18 +124,15 @@ def test_hidden_answers_do_not_reach_the_boxes(make_model, batch):
         assert torch.allclose(a, b, atol=1e-6) == (hidden is not None)
 
 
-def test_prediction_on_the_cache_equals_one_full_forward(make_model, processor, clips):
+def test_prediction_on_the_cache_equals_one_full_forward(make_model, processor, clips, monkeypatch):
     """The generated answer, teacher-forced in one pass, gives the presence that the cached steps gave."""
     model = make_model()
     frames, times = [clip.render() for clip in clips], [(np.arange(8) / 4).tolist()] * 2
     sentences = ["the red circle that moves left", "what moves up?"]
     model.config.max_answer_tokens = 5
     model.config.dense_alignment = False
-    model.processor.parse_answer = lambda text, duration: (0.0, 1.0)
-    try:
-        predictions = model.predict(frames, times, sentences, durations=[2.0, 2.0])
-    finally:
-        del model.processor.parse_answer
+    monkeypatch.setattr("bridge_stg.models.grounding.parse_answer", lambda text, duration: (0.0, 1.0))
+    predictions = model.predict(frames, times, sentences, durations=[2.0, 2.0])
     for i in range(2):
         features = processor([frames[i]], [times[i]], [sentences[i]], [""], training=True)
         ids = features["input_ids"]
@@ -200,8 +198,8 @@ def test_every_switch_trains_and_grounds(make_model, batch, clips, switch):
 
 def test_without_the_bridge_the_boxes_do_not_read_the_sentence(make_model, processor, clips):
     frames, times = clips[0].render(), (np.arange(8) / 4).tolist()
-    blind = make_model(semantic_bridge=False, memory_features="vision", interval_source="presence", dense_alignment=False)
-    reading = make_model(memory_features="vision", interval_source="presence", dense_alignment=False)
+    options = {"memory_features": "vision", "interval_source": "presence", "dense_alignment": False}
+    blind, reading = make_model(semantic_bridge=False, **options), make_model(**options)
     for model, same in ((blind, True), (reading, False)):
         a, b = (
             model.predict([frames], [times], [s], durations=[2.0])[0].presence

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,11 @@ def naive(
     """The definition in float64, one product at a time: (out, lse, mass)."""
     batch, rows, width = query.shape
     size = memory.shape[1]
-    out, lse, mass = np.zeros((batch, rows, width)), np.full((batch, rows), -math.inf), np.zeros((batch, size))
+    out, lse, mass = (
+        np.zeros((batch, rows, width)),
+        np.full((batch, rows), -math.inf),
+        np.zeros((batch, size)),
+    )
     q, x = query.detach().double().numpy(), memory.detach().double().numpy()
     for b, i in product(range(batch), range(rows)):
         keys = range(size) if index is None else index[b].tolist()
@@ -72,7 +77,7 @@ def naive(
 @pytest.mark.parametrize("full", [False, True])
 def test_matches_float64_formulation(masked, indexed, windowed, full):
     query, memory, position, bias = inputs(torch.float32)
-    options = {
+    options: dict[str, Any] = {
         "position": position if full else None,
         "bias": bias if full else None,
         "key_mask": KEY_MASK if masked else None,
@@ -103,7 +108,7 @@ def test_matches_float64_formulation(masked, indexed, windowed, full):
 def test_any_shape(batch, rows, size, width, seed, position, mask, index, window):
     query, memory, offset, bias = inputs(torch.float64, seed, batch, rows, size, width)
     generator = torch.Generator().manual_seed(seed)
-    options = {
+    options: dict[str, Any] = {
         "position": offset if position else None,
         "bias": bias,
         "key_mask": torch.rand(batch, size, generator=generator) > 0.4 if mask else None,
@@ -187,7 +192,7 @@ def test_no_stash_without_gradients():
 @pytest.mark.parametrize("how", ["mask", "bias", "index", "window"])
 def test_blind_rows_are_zero_with_zero_gradients(how):
     query, memory, position, bias = inputs(torch.float32)
-    options = {
+    options: dict[str, Any] = {
         "mask": {"key_mask": torch.zeros(2, 7, dtype=torch.bool), "bias": bias},
         "bias": {"bias": bias * 0 - math.inf},
         "index": {"index": torch.full((2, 3), -1), "bias": bias},
@@ -207,7 +212,8 @@ def test_hidden_rows_may_hold_anything():
     mask = torch.tensor([True, False, True, True, False, True, True]).expand(2, -1)
     index = torch.tensor([0, 2, 3, 5, 6]).expand(2, -1)
     clean = attend_memory(query, memory, position=position, key_mask=mask, scale=0.5)[0]
-    for options in ({"key_mask": mask}, {"index": index}):
+    ways: tuple[dict[str, Any], ...] = ({"key_mask": mask}, {"index": index})
+    for options in ways:
         leaves = [x.clone().requires_grad_() for x in (query, poisoned, position)]
         out, _ = attend_memory(leaves[0], leaves[1], position=leaves[2], **options, scale=0.5)
         torch.testing.assert_close(out, clean)
@@ -273,7 +279,11 @@ def test_strides_do_not_matter():
 
 
 def call(**changes):
-    arguments = {"query": torch.zeros(2, 5, 4), "memory": torch.zeros(2, 7, 4), "scale": 1.0} | changes
+    arguments: dict[str, Any] = {
+        "query": torch.zeros(2, 5, 4),
+        "memory": torch.zeros(2, 7, 4),
+        "scale": 1.0,
+    } | changes
     return attend_memory(**arguments)
 
 
@@ -282,13 +292,21 @@ def call(**changes):
     [
         ({"query": torch.zeros(5, 4)}, ValueError, "query must have shape [B, R, C], got 2 axes [5, 4]."),
         ({"memory": torch.zeros(2, 7, 3)}, ValueError, "with C=4 (from query), got [2, 7, 3]."),
-        ({"memory": torch.zeros(2, 7, 4).double()}, TypeError, "memory must be torch.float32, got torch.float64."),
+        (
+            {"memory": torch.zeros(2, 7, 4).double()},
+            TypeError,
+            "memory must have the dtype of query (torch.float32), got torch.float64.",
+        ),
         ({"position": torch.zeros(2, 6, 4)}, ValueError, "with M=7 (from memory), got [2, 6, 4]."),
         ({"bias": torch.zeros(2, 7).long()}, TypeError, "bias must be torch.float32 or"),
         ({"key_mask": torch.zeros(2, 7)}, TypeError, "key_mask must be torch.bool, got torch.float32."),
         ({"index": torch.zeros(2, 3).int()}, TypeError, "index must be torch.int64, got torch.int32."),
         ({"index": torch.zeros(3, 3).long()}, ValueError, "with B=2 (from query), got [3, 3]."),
-        ({"window": torch.zeros(2, 5, 3).long()}, ValueError, "window must have shape [B, R, 2], got [2, 5, 3]."),
+        (
+            {"window": torch.zeros(2, 5, 3).long()},
+            ValueError,
+            "window must have shape [B, R, 2], got [2, 5, 3].",
+        ),
         ({"scale": None}, TypeError, "scale must be a number, got NoneType."),
         (
             {"index": torch.tensor([[0], [7]]), "validate": True},

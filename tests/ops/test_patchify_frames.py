@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from transformers import Qwen2VLVideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from bridge_stg.ops import patchify_frames, patchify_videos
+from bridge_stg.ops.patchify_frames import Layout
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = Qwen2VLVideoProcessor()
@@ -36,14 +38,18 @@ def hugging_face(video, low, high, patch_size, temporal_patch_size, merge_size, 
         cap_pixels_per_frame=False,
         return_tensors="pt",
     )
-    size = smart_resize(*video.shape[-2:], patch_size * merge_size, low, high)
+    size = smart_resize(video.shape[2], video.shape[3], patch_size * merge_size, low, high)
     return output["pixel_values_videos"], output["video_grid_thw"], size
 
 
-def assert_same_as_hugging_face(video, index, low, high, patch_size=14, temporal_patch_size=2, merge_size=2, **norm):
+def assert_same_as_hugging_face(
+    video, index, low, high, patch_size=14, temporal_patch_size=2, merge_size=2, **norm
+):
     frames = video if index is None else video[index]
-    expected, grid, size = hugging_face(frames, low, high, patch_size, temporal_patch_size, merge_size, **norm)
-    options = {
+    expected, grid, size = hugging_face(
+        frames, low, high, patch_size, temporal_patch_size, merge_size, **norm
+    )
+    options: dict[str, Any] = {
         "size": size,
         "patch_size": patch_size,
         "temporal_patch_size": temporal_patch_size,
@@ -51,7 +57,8 @@ def assert_same_as_hugging_face(video, index, low, high, patch_size=14, temporal
         "mean": MEAN,
         "std": STD,
     } | norm
-    for layout, source in (("TCHW", video), ("THWC", video.permute(0, 2, 3, 1).contiguous())):
+    sources: dict[Layout, torch.Tensor] = {"TCHW": video, "THWC": video.permute(0, 2, 3, 1).contiguous()}
+    for layout, source in sources.items():
         ours, our_grid = patchify_frames(source, index, layout=layout, **options)
         assert torch.equal(ours, expected)
         assert torch.equal(our_grid, grid) and our_grid.dtype == torch.int64
@@ -86,8 +93,10 @@ def test_equals_hugging_face(frames, height, width, low, high):
 def test_equals_hugging_face_on_random_cases(frames, height, width, pixels, layout, seed):
     low = max(pixels // 2, (layout[0] * layout[2]) ** 2)
     index = torch.randint(0, frames, (frames + 1,), generator=torch.Generator().manual_seed(seed))
-    norm = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)} if seed % 2 else {}
-    assert_same_as_hugging_face(random_video(frames, height, width, seed), index, low, 2 * low, *layout, **norm)
+    norm: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)} if seed % 2 else {}
+    assert_same_as_hugging_face(
+        random_video(frames, height, width, seed), index, low, 2 * low, *layout, **norm
+    )
 
 
 def test_extreme_pixels_are_clamped_like_hugging_face():
@@ -119,11 +128,15 @@ def test_layout_follows_the_documented_index_map(interpolation):
     frames = [*index.tolist(), 2, 2]
     pixels = video.double().numpy() / 255
     expected = np.empty((gt * gh * gw, 3 * group * patch * patch))
-    for t, hb, wb, mh, mw in product(range(gt), range(gh // merge), range(gw // merge), range(merge), range(merge)):
+    for t, hb, wb, mh, mw in product(
+        range(gt), range(gh // merge), range(gw // merge), range(merge), range(merge)
+    ):
         row = (((t * gh // merge + hb) * gw // merge + wb) * merge + mh) * merge + mw
         for c, dt, py, px in product(range(3), range(group), range(patch), range(patch)):
             column = ((c * group + dt) * patch + py) * patch + px
-            value = pixels[frames[group * t + dt], c, (hb * merge + mh) * patch + py, (wb * merge + mw) * patch + px]
+            value = pixels[
+                frames[group * t + dt], c, (hb * merge + mh) * patch + py, (wb * merge + mw) * patch + px
+            ]
             expected[row, column] = (value - (0.1, 0.2, 0.3)[c]) / (0.4, 0.5, 0.6)[c]
     np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -131,7 +144,7 @@ def test_layout_follows_the_documented_index_map(interpolation):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_cast_at_the_end(dtype):
     video = random_video(2, 40, 50)
-    options = {"size": (28, 56), "mean": MEAN, "std": STD}
+    options: dict[str, Any] = {"size": (28, 56), "mean": MEAN, "std": STD}
     wide, _ = patchify_frames(video, **options)
     half, _ = patchify_frames(video, **options, dtype=dtype)
     assert torch.equal(half, wide.to(dtype))
@@ -139,19 +152,20 @@ def test_half_precision_is_cast_at_the_end(dtype):
 
 def test_strides_do_not_matter():
     video = random_video(3, 30, 40)
-    options = {"size": (28, 28), "mean": MEAN, "std": STD}
+    options: dict[str, Any] = {"size": (28, 28), "mean": MEAN, "std": STD}
     strided = video.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
     assert torch.equal(patchify_frames(strided, **options)[0], patchify_frames(video, **options)[0])
 
 
 def test_videos_are_concatenated():
     videos = [random_video(3, 30, 40), random_video(2, 50, 20, seed=1)]
-    options = {"mean": MEAN, "std": STD}
+    options: dict[str, Any] = {"mean": MEAN, "std": STD}
     index = [torch.tensor([2, 0]), None]
     sizes = [(28, 56), (56, 28)]
     rows, grid = patchify_videos(videos, index, size=sizes, **options)
     parts = [
-        patchify_frames(video, i, size=size, **options) for video, i, size in zip(videos, index, sizes, strict=True)
+        patchify_frames(video, i, size=size, **options)
+        for video, i, size in zip(videos, index, sizes, strict=True)
     ]
     assert torch.equal(rows, torch.cat([part[0] for part in parts]))
     assert grid.tolist() == [[1, 2, 4], [1, 4, 2]]
@@ -160,7 +174,12 @@ def test_videos_are_concatenated():
 
 
 def call(**changes):
-    arguments = {"video": torch.zeros(4, 3, 20, 30, dtype=torch.uint8), "size": (28, 56), "mean": MEAN, "std": STD}
+    arguments: dict[str, Any] = {
+        "video": torch.zeros(4, 3, 20, 30, dtype=torch.uint8),
+        "size": (28, 56),
+        "mean": MEAN,
+        "std": STD,
+    }
     return patchify_frames(**(arguments | changes))
 
 
@@ -173,13 +192,29 @@ def call(**changes):
             ValueError,
             "video must have shape [T, 3, H, W], got [4, 20, 30, 3].",
         ),
-        ({"video": torch.zeros(0, 3, 20, 30, dtype=torch.uint8)}, ValueError, "axis T of video must be at least 1"),
+        (
+            {"video": torch.zeros(0, 3, 20, 30, dtype=torch.uint8)},
+            ValueError,
+            "axis T of video must be at least 1",
+        ),
         ({"layout": "CTHW"}, ValueError, "layout must be one of 'TCHW', 'THWC', got 'CTHW'."),
-        ({"frame_index": torch.zeros(0).long()}, ValueError, "frames in frame_index must be at least 1, got 0."),
-        ({"frame_index": torch.tensor([0, 4])}, ValueError, "frame_index must be in 0..3 (frames of the video), got 4."),
+        (
+            {"frame_index": torch.zeros(0).long()},
+            ValueError,
+            "frames in frame_index must be at least 1, got 0.",
+        ),
+        (
+            {"frame_index": torch.tensor([0, 4])},
+            ValueError,
+            "frame_index must be in 0..3 (frames of the video), got 4.",
+        ),
         ({"frame_index": torch.tensor([-1])}, ValueError, "got -1."),
         ({"frame_index": torch.tensor([-1]), "validate": True}, ValueError, "got -1."),
-        ({"frame_index": torch.tensor([0.0])}, TypeError, "frame_index must be torch.int64, got torch.float32."),
+        (
+            {"frame_index": torch.tensor([0.0])},
+            TypeError,
+            "frame_index must be torch.int64, got torch.float32.",
+        ),
         (
             {"size": (28, 57)},
             ValueError,

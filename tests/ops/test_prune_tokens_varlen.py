@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,22 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_stg.ops import prune_tokens, prune_tokens_varlen
-from bridge_stg.ops.prune_tokens_varlen import reference
+from bridge_stg.ops.prune_tokens_varlen import Policy, reference
 
-POLICIES = ("per_segment", "per_clip", "top_p", "threshold")
-BUDGETS = {"per_segment": 2, "per_clip": 5, "top_p": 0.6, "threshold": 0.0}
+POLICIES: tuple[Policy, ...] = ("per_segment", "per_clip", "top_p", "threshold")
+BUDGETS: dict[Policy, Any] = {"per_segment": 2, "per_clip": 5, "top_p": 0.6, "threshold": 0.0}
 
 
 def naive_rows(scores: list[float], cu_seqlens: list[int], budget, policy: str) -> list[int]:
     """Rows kept, by plain sorting."""
 
     def best_first(rows):
-        return sorted(rows, key=lambda r: (math.isnan(scores[r]), -scores[r] if scores[r] == scores[r] else 0.0, r))
+        return sorted(
+            rows, key=lambda r: (math.isnan(scores[r]), -scores[r] if scores[r] == scores[r] else 0.0, r)
+        )
 
     if policy == "per_clip":
         return sorted(best_first(range(cu_seqlens[-1]))[:budget])
     kept = []
-    for start, end in zip(cu_seqlens[:-1], cu_seqlens[1:], strict=True):
+    for start, end in pairwise(cu_seqlens):
         rows = best_first(range(start, end))
         if policy == "per_segment":
             kept += rows[:budget]
@@ -34,7 +38,9 @@ def naive_rows(scores: list[float], cu_seqlens: list[int], budget, policy: str) 
             kept += [r for r in rows if scores[r] >= budget]
         else:
             rows = [r for r in rows if not math.isnan(scores[r])]
-            shares = [1.0 if scores[r] == scores[rows[0]] else math.exp(scores[r] - scores[rows[0]]) for r in rows]
+            shares = [
+                1.0 if scores[r] == scores[rows[0]] else math.exp(scores[r] - scores[rows[0]]) for r in rows
+            ]
             total, reached = sum(shares), 0.0
             for row, share in zip(rows, shares, strict=True):
                 if reached >= budget * total:
@@ -45,7 +51,11 @@ def naive_rows(scores: list[float], cu_seqlens: list[int], budget, policy: str) 
 
 
 @settings(max_examples=80, deadline=None)
-@given(data=st.data(), policy=st.sampled_from(POLICIES), lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4))
+@given(
+    data=st.data(),
+    policy=st.sampled_from(POLICIES),
+    lengths=st.lists(st.integers(0, 5), min_size=1, max_size=4),
+)
 def test_policies(data, policy, lengths):
     rows = sum(lengths)
     special = st.sampled_from([math.nan, math.inf, -math.inf])
@@ -77,7 +87,9 @@ def test_policies(data, policy, lengths):
     padding = capacity - len(packed)
     assert result.count.item() == len(expected)
     assert result.index.tolist() == packed + [-1] * padding
-    np.testing.assert_array_equal(result.score.numpy(), np.array([scores[r] for r in packed] + [0.0] * padding, "f4"))
+    np.testing.assert_array_equal(
+        result.score.numpy(), np.array([scores[r] for r in packed] + [0.0] * padding, "f4")
+    )
     np.testing.assert_array_equal(result.tokens[:, 0].numpy(), result.score.numpy())
     starts = [sum(r < offset for r in expected) for offset in offsets]
     assert result.cu_seqlens_out.tolist() == [min(s, capacity) for s in starts]
@@ -90,7 +102,7 @@ def test_equal_segments_agree_with_prune_tokens(scoring, reduce):
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(3, 7, 4, generator=generator)
     queries = torch.randn(3, 2, 4, generator=generator)
-    options = {"scoring": scoring, "reduce": reduce, "scale": 0.6}
+    options: dict[str, Any] = {"scoring": scoring, "reduce": reduce, "scale": 0.6}
     dense = prune_tokens(tokens, queries, 3, **options)
     packed = prune_tokens_varlen(
         tokens.flatten(0, 1), torch.arange(0, 22, 7), queries, 3, policy="per_segment", capacity=9, **options
@@ -106,7 +118,9 @@ def test_budget_tensor_gives_each_segment_its_own():
     offsets, queries = torch.tensor([0, 3, 5]), torch.ones(1, 1, 1).expand(2, -1, -1)
 
     def kept(budget, policy):
-        result = prune_tokens_varlen(tokens, offsets, queries, budget, policy=policy, capacity=5, validate=True)
+        result = prune_tokens_varlen(
+            tokens, offsets, queries, budget, policy=policy, capacity=5, validate=True
+        )
         return [row for row in result.index.tolist() if row >= 0]
 
     assert kept(torch.tensor([2, 0]), "per_segment") == [0, 2]
@@ -123,20 +137,12 @@ def test_gradcheck(policy, scoring, capacity):
     tokens = torch.randn(8, 3, dtype=torch.float64, generator=generator).requires_grad_()
     queries = torch.randn(3, 2, 3, dtype=torch.float64, generator=generator).requires_grad_()
     offsets = torch.tensor([0, 3, 3, 8])
-    reduce = {"per_segment": "max", "per_clip": "mean"}.get(policy, "logsumexp")
+    options: dict[str, Any] = {"policy": policy, "scoring": scoring, "scale": 0.7}
+    options["reduce"] = {"per_segment": "max", "per_clip": "mean"}.get(policy, "logsumexp")
 
     def pruned(tokens, queries):
-        return prune_tokens_varlen(
-            tokens,
-            offsets,
-            queries,
-            BUDGETS[policy],
-            policy=policy,
-            capacity=capacity,
-            scoring=scoring,
-            reduce=reduce,
-            scale=0.7,
-        )[::2][:2]
+        result = prune_tokens_varlen(tokens, offsets, queries, BUDGETS[policy], capacity=capacity, **options)
+        return result.tokens, result.score
 
     assert torch.autograd.gradcheck(pruned, (tokens, queries))
 
@@ -149,7 +155,8 @@ def test_gradients_match_the_reference_under_autograd():
     ours = prune_tokens_varlen(tokens, offsets, queries, 2, policy="per_segment", capacity=6, reduce="mean")
     theirs = reference(tokens, offsets, queries, torch.tensor(2), "per_segment", 6, "dot", "mean", 1.0)
     gradients = [
-        torch.autograd.grad(r[0].square().sum() + r[2].square().sum(), (tokens, queries)) for r in (ours, theirs)
+        torch.autograd.grad(r[0].square().sum() + r[2].square().sum(), (tokens, queries))
+        for r in (ours, theirs)
     ]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
@@ -160,7 +167,9 @@ def test_offsets_that_break_the_rule_stay_inside_the_tokens():
     for offsets in ([0, 9, 2], [-5, 1, 4], [3, 2, 1], [0, 2, 3]):
         cu_seqlens = torch.tensor(offsets)
         for policy, budget in BUDGETS.items():
-            result = prune_tokens_varlen(tokens, cu_seqlens, torch.ones(2, 1, 2), budget, policy=policy, capacity=4)
+            result = prune_tokens_varlen(
+                tokens, cu_seqlens, torch.ones(2, 1, 2), budget, policy=policy, capacity=4
+            )
             assert result.index.max() < 4
             (result.tokens.sum() + result.score.sum()).backward()
         with pytest.raises(ValueError, match=r"cu_seqlens must ascend from 0 to 4 \(rows of tokens\), got"):
@@ -194,7 +203,7 @@ def test_deterministic():
 
 
 def call(**changes):
-    arguments = {
+    arguments: dict[str, Any] = {
         "tokens": torch.zeros(6, 4),
         "cu_seqlens": torch.tensor([0, 2, 6]),
         "queries": torch.zeros(2, 3, 4),
@@ -208,24 +217,52 @@ def call(**changes):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"tokens": torch.zeros(1, 6, 4)}, ValueError, "tokens must have shape [R, D], got 3 axes [1, 6, 4]."),
+        (
+            {"tokens": torch.zeros(1, 6, 4)},
+            ValueError,
+            "tokens must have shape [R, D], got 3 axes [1, 6, 4].",
+        ),
         (
             {"cu_seqlens": torch.tensor([0, 6])},
             ValueError,
             "cu_seqlens must have shape [S + 1] with S=2 (from queries), got [2].",
         ),
-        ({"cu_seqlens": torch.tensor([0.0, 2.0, 6.0])}, TypeError, "cu_seqlens must be torch.int64 or torch.int32"),
+        (
+            {"cu_seqlens": torch.tensor([0.0, 2.0, 6.0])},
+            TypeError,
+            "cu_seqlens must be torch.int64 or torch.int32",
+        ),
         ({"queries": torch.zeros(2, 3, 5)}, ValueError, "with D=4 (from tokens), got [2, 3, 5]."),
-        ({"policy": "best"}, ValueError, "policy must be one of 'per_segment', 'per_clip', 'top_p', 'threshold'"),
+        (
+            {"policy": "best"},
+            ValueError,
+            "policy must be one of 'per_segment', 'per_clip', 'top_p', 'threshold'",
+        ),
         ({"capacity": 0}, ValueError, "capacity must be at least 1, got 0."),
         ({"budget": -1}, ValueError, "budget must be at least 0, got -1."),
         ({"budget": 0.5}, TypeError, "budget must be an int, got float."),
-        ({"budget": 1.5, "policy": "top_p"}, ValueError, "budget must be in (0, 1] for policy 'top_p', got 1.5."),
+        (
+            {"budget": 1.5, "policy": "top_p"},
+            ValueError,
+            "budget must be in (0, 1] for policy 'top_p', got 1.5.",
+        ),
         ({"budget": torch.tensor([1.0, 2.0])}, TypeError, "for policy 'per_segment', got torch.float32."),
         ({"budget": torch.tensor([1, 2, 3])}, ValueError, "budget must have shape [] or [2] for policy"),
-        ({"budget": torch.tensor([1, 2]), "policy": "per_clip"}, ValueError, "budget must have shape [] for policy"),
-        ({"budget": torch.tensor(1, device="meta")}, ValueError, "budget must be on the device of tokens (cpu)"),
-        ({"budget": torch.tensor([1, -1]), "validate": True}, ValueError, "budget must be at least 0, got -1."),
+        (
+            {"budget": torch.tensor([1, 2]), "policy": "per_clip"},
+            ValueError,
+            "budget must have shape [] for policy",
+        ),
+        (
+            {"budget": torch.tensor(1, device="meta")},
+            ValueError,
+            "budget must be on the device of tokens (cpu)",
+        ),
+        (
+            {"budget": torch.tensor([1, -1]), "validate": True},
+            ValueError,
+            "budget must be at least 0, got -1.",
+        ),
         (
             {"budget": torch.tensor([0.5, 0.0]), "policy": "top_p", "validate": True},
             ValueError,

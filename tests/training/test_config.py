@@ -42,5 +42,5 @@ def test_mistakes_name_the_file_and_the_key(tmp_path, text, overrides, message):
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(ConfigError, match="neither a file nor a shipped configuration .*tiny"):
+    with pytest.raises(ConfigError, match=r"neither a file nor a shipped configuration .*tiny"):
         load_config("huge")

@@ -47,7 +47,11 @@ def test_items_are_a_function_of_seed_and_index():
 
 @pytest.mark.parametrize(
     ("steps", "mix", "message"),
-    [(1, {"triplets": 1.0}, "'triplets' is none of them"), (0, {"single": 1.0}, "steps >= 1"), (1, {}, "positive weights")],
+    [
+        (1, {"triplets": 1.0}, "'triplets' is none of them"),
+        (0, {"single": 1.0}, "steps >= 1"),
+        (1, {}, "positive weights"),
+    ],
 )
 def test_impossible_phases_are_refused(steps, mix, message):
     with pytest.raises(ConfigError, match=message):

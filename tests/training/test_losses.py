@@ -67,9 +67,7 @@ def test_only_positive_frames_teach_boxes():
 
 def test_absent_labels_are_absent_terms():
     nothing = torch.zeros(B, S, dtype=torch.bool)
-    targets = make_targets(
-        has_box=nothing, has_presence=nothing, has_interval=torch.zeros(B, dtype=torch.bool)
-    )
+    targets = make_targets(has_box=nothing, has_presence=nothing, has_interval=torch.zeros(B, dtype=torch.bool))
     output = make_output(answer_logits=None, answer_targets=None)
     assert grounding_losses(output, targets, LossWeights(), match_one=False) == {}
 

@@ -50,7 +50,8 @@ def test_a_stopped_run_resumes_with_the_same_losses(tmp_path):
 
 
 def test_every_term_is_logged_and_the_loss_falls(tmp_path):
-    settings = [*FEW, "schedule.steps=30", "schedule.learning_rate=0.002", "data.phases=[{steps: 1, mix: {image: 1.0}}]"]
+    images = "data.phases=[{steps: 1, mix: {image: 1.0}}]"
+    settings = [*FEW, "schedule.steps=30", "schedule.learning_rate=0.002", images]
     trainer = train(load_config("tiny", settings), tmp_path, tensorboard=False)
     curve = list(losses(trainer).values())
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])

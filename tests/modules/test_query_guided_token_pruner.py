@@ -1,0 +1,106 @@
+"""`QueryGuidedTokenPruner`: absorbed projections, gate, dense scores, shared queries."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from bridge_stg.modules import QueryGuidedTokenPruner
+
+
+@pytest.fixture
+def pruner():
+    torch.manual_seed(0)
+    pruner = QueryGuidedTokenPruner(12, 10, 8, keep=0.25)
+    torch.nn.init.constant_(pruner.gate_bias, 0.3)
+    return pruner
+
+
+def tensors(batch=4, size=20, queries=3, clips=4):
+    generator = torch.Generator().manual_seed(1)
+    return (
+        torch.randn(batch, size, 12, generator=generator).requires_grad_(),
+        torch.randn(clips, queries, 10, generator=generator).requires_grad_(),
+    )
+
+
+def test_score_is_the_product_of_the_projections(pruner):
+    tokens, queries = tensors()
+    result = pruner(tokens, queries)
+    expected = (pruner.query_proj(queries) @ pruner.token_proj(tokens).transpose(1, 2) / math.sqrt(8)).amax(1)
+    assert result.index.shape == (4, 5) and result.scores is None
+    torch.testing.assert_close(pruner.scores(tokens, queries), expected)
+    torch.testing.assert_close(result.score, expected.gather(1, result.index))
+    torch.testing.assert_close(result.index, expected.topk(5).indices.sort().values)
+    torch.testing.assert_close(result.log_gate, torch.nn.functional.logsigmoid(result.score + 0.3))
+    assert torch.equal(result.tokens, tokens.gather(1, result.index[..., None].expand(-1, -1, 12)))
+
+
+def test_dense_scores_cost_one_pass_and_train_everything(pruner):
+    tokens, queries = tensors()
+    leaves = (tokens, queries, *pruner.parameters())
+    once = pruner(tokens, queries, return_scores=True)
+    apart = pruner(tokens, queries)
+    torch.testing.assert_close(once.scores, pruner.scores(tokens, queries))
+    assert torch.equal(once.tokens, apart.tokens)
+
+    def loss(result, scores):
+        return result.tokens.square().sum() + result.log_gate.sum() + scores.square().mean()
+
+    ours = torch.autograd.grad(loss(once, once.scores), leaves)
+    theirs = torch.autograd.grad(loss(apart, pruner.scores(tokens, queries)), leaves)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_queries_of_a_clip_serve_its_frames(pruner):
+    tokens, queries = tensors(batch=6, clips=2)
+    shared = pruner(tokens, queries)
+    repeated = pruner(tokens, queries.repeat_interleave(3, dim=0))
+    assert torch.equal(shared.index, repeated.index)
+    torch.testing.assert_close(shared.score, repeated.score)
+    torch.testing.assert_close(
+        pruner.scores(tokens, queries), pruner(tokens, queries, return_scores=True).scores
+    )
+
+
+def test_masked_tokens_are_gated_shut(pruner):
+    tokens, queries = tensors()
+    mask = torch.zeros(4, 20, dtype=torch.bool)
+    mask[:, [2, 7]] = True
+    result = pruner(tokens, queries, mask)
+    assert all({2, 7} <= set(row) for row in result.index.tolist())
+    kept = mask.gather(1, result.index)
+    assert result.log_gate[~kept].isneginf().all() and result.log_gate[kept].isfinite().all()
+    result.log_gate[kept].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in pruner.parameters())
+
+
+@pytest.mark.parametrize(
+    ("keep", "size", "count"),
+    [(0.25, 20, 5), (0.07, 100, 7), (0.01, 20, 1), (1.0, 7, 7), (0.3, 7, 3), (4, 20, 4), (4, 3, 3)],
+)
+def test_keep_is_a_share_or_a_count(keep, size, count):
+    pruner = QueryGuidedTokenPruner(12, 10, 8, keep)
+    assert pruner.keep_count(size) == count
+    tokens, queries = tensors(size=size)
+    assert pruner(tokens, queries).tokens.shape == (4, count, 12)
+
+
+def test_precision_of_selection_survives_autocast(pruner):
+    tokens, queries = tensors()
+    plain = pruner(tokens, queries)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = pruner(tokens, queries)
+    assert torch.equal(plain.index, cast.index) and torch.equal(plain.score, cast.score)
+
+
+def test_misuse_is_a_sentence(pruner):
+    for keep in (0, -1, 0.0, 1.5, True):
+        with pytest.raises(ValueError, match=r"keep must be a share in \(0, 1\] or an int of at least 1"):
+            QueryGuidedTokenPruner(12, 10, 8, keep)
+    tokens, _ = tensors()
+    with pytest.raises(ValueError, match=r"with B' dividing the 4 segments of the tokens, got \[3, 1, 10\]"):
+        pruner(tokens, torch.zeros(3, 1, 10))
