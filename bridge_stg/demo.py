@@ -58,7 +58,7 @@ def _ground(
     draw_strip(sample.video, result, out / f"{sample.id}.png", sample=sample)
     write_text(out / f"{sample.id}.json", result.to_json(indent=2))
     score = score_sample(sample, Prediction.from_result(sample.id, result))
-    return ReportEntry(result=result, sample=sample), (score.tIoU, score.vIoU or 0.0)
+    return ReportEntry(result, sample, annotated=out / f"{sample.id}.mp4"), (score.tIoU, score.vIoU or 0.0)
 
 
 def train_fresh(folder: Path, seconds: float, console: Console) -> list[tuple[int, float]]:

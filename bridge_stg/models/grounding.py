@@ -128,7 +128,7 @@ class GroundingMixin:
         answers, texts = [""] * count, [None] * count
         if self.config.interval_source == "text":
             answers = decoding.generate(self.backbone.lm_head(hidden_states[-1][:, -1]), processor.tokenizer)
-            texts = [parse_answer(a, d) for a, d in zip(answers, durations, strict=True)]  # type: ignore[misc]
+            texts = [_read_answer(*each) for each in zip(answers, times, durations, strict=True)]  # type: ignore[misc]
         # An answer that cannot be read is hidden from the bridging tokens, as answer dropout does in training.
         readable = torch.tensor([text is not None for text in texts], device=self.device)
         queries = decoding.bridge(readable)
@@ -292,6 +292,19 @@ def presence_interval(
         start = int(np.argmax(curve))
         end = start + 1
     return float(times[start]), float(times[end]) if end < len(times) else float(duration)
+
+
+def _read_answer(text: str, times: Sequence[float], duration: float) -> tuple[float, float] | None:
+    """The interval in an answer, moved onto the frame times that its one decimal stands for; None if unreadable.
+
+    A frame at 3.75 s is written 3.8 s; without the move, an event that starts there would lose its first frame.
+    """
+    if (interval := parse_answer(text, duration)) is None:
+        return None
+    edges = np.array([*times, duration])
+    nearest = [edges[np.abs(edges - value).argmin()] for value in interval]
+    start, end = (e if abs(e - v) <= 0.05 + 1e-9 else v for e, v in zip(nearest, interval, strict=True))
+    return (float(start), float(end)) if start < end else interval
 
 
 def _frames_inside(

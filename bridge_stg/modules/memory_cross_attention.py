@@ -60,9 +60,7 @@ class MemoryCrossAttention(nn.Module):
         self.batch_first = batch_first
         self.path: Path = path
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, device=device, dtype=dtype))
-        self.in_proj_bias = (
-            nn.Parameter(torch.empty(3 * embed_dim, device=device, dtype=dtype)) if bias else None
-        )
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim, device=device, dtype=dtype)) if bias else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
@@ -74,9 +72,7 @@ class MemoryCrossAttention(nn.Module):
             nn.init.zeros_(self.out_proj.bias)
 
     @classmethod
-    def from_multihead_attention(
-        cls, attention: nn.MultiheadAttention, path: Path = "auto"
-    ) -> MemoryCrossAttention:
+    def from_multihead_attention(cls, attention: nn.MultiheadAttention, path: Path = "auto") -> MemoryCrossAttention:
         """A module with the layout and a copy of the parameters of `attention`.
 
         Raises:
@@ -148,9 +144,7 @@ class MemoryCrossAttention(nn.Module):
             TypeError, ValueError: a tensor of the wrong dtype, shape or device; a `value` that is not the memory.
         """
         if value is not None and value is not memory:
-            raise ValueError(
-                "value must be the memory itself; a key that differs by a position is `position`."
-            )
+            raise ValueError("value must be the memory itself; a key that differs by a position is `position`.")
         shape = f"B {{}} {self.embed_dim}" if self.batch_first else f"{{}} B {self.embed_dim}"
         check_tensors(
             "MemoryCrossAttention",
@@ -248,9 +242,7 @@ class MemoryCrossAttention(nn.Module):
             weights = weights * seen
         return (weights @ v).transpose(1, 2).flatten(2), weights.mean(dim=1)
 
-    def _project(
-        self, query: Tensor, memory: Tensor, position: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, query: Tensor, memory: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         (w_q, b_q), (w_k, b_k), (w_v, b_v) = self._parts()
         key = memory if position is None else memory + position
         return (

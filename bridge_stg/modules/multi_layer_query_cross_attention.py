@@ -68,7 +68,5 @@ class MultiLayerQueryCrossAttention(nn.Module):
             ValueError: not one query tensor for each layer.
         """
         if len(queries) != len(self.layers):
-            raise ValueError(
-                f"queries must hold one tensor for each of {len(self.layers)} layers, got {len(queries)}."
-            )
+            raise ValueError(f"queries must hold one tensor for each of {len(self.layers)} layers, got {len(queries)}.")
         return [self.layer(i, query, memory, **options) for i, query in enumerate(queries)]

@@ -102,9 +102,7 @@ class QueryGuidedTokenPruner(nn.Module):
                 tokens, query, keep, scoring=self.scoring, reduce=self.reduce, mask=mask, return_scores=True
             )
         else:
-            kept, index, score = prune_tokens(
-                tokens, query, keep, scoring=self.scoring, reduce=self.reduce, mask=mask
-            )
+            kept, index, score = prune_tokens(tokens, query, keep, scoring=self.scoring, reduce=self.reduce, mask=mask)
         return GatedTokens(kept, index, score, F.logsigmoid(score + self.gate_bias), scores)
 
     def scores(self, tokens: Tensor, queries: Tensor) -> Tensor:

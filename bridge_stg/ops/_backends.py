@@ -52,9 +52,7 @@ def backends() -> list[BackendStatus]:
     for candidates in _REGISTRY.values():
         for candidate in candidates.values():
             reason = candidate.obstacle()
-            table.append(
-                BackendStatus(candidate.op, candidate.name, candidate.devices, reason is None, reason)
-            )
+            table.append(BackendStatus(candidate.op, candidate.name, candidate.devices, reason is None, reason))
     return table
 
 

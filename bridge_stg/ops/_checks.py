@@ -59,9 +59,7 @@ def check_tensors(op: str, *table: Expect) -> dict[str, int]:
         for axis, size in zip(axes, value.shape, strict=True):
             if axis.isdigit():
                 if size != int(axis):
-                    raise ValueError(
-                        f"{op}: {name} must have shape [{', '.join(axes)}], got {_shape(value)}."
-                    )
+                    raise ValueError(f"{op}: {name} must have shape [{', '.join(axes)}], got {_shape(value)}.")
             elif axis not in sizes:
                 sizes[axis], owner[axis] = size, name
             elif size != sizes[axis]:
@@ -82,9 +80,7 @@ def check_same_dtype(op: str, name: str, value: Tensor, **others: Tensor | None)
     """Raise TypeError unless all `others` have the dtype of `value`, which is called `name`."""
     for other, tensor in others.items():
         if tensor is not None and tensor.dtype != value.dtype:
-            raise TypeError(
-                f"{op}: {other} must have the dtype of {name} ({value.dtype}), got {tensor.dtype}."
-            )
+            raise TypeError(f"{op}: {other} must have the dtype of {name} ({value.dtype}), got {tensor.dtype}.")
 
 
 def check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
@@ -93,9 +89,7 @@ def check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> No
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
 
 
-def check_integer(
-    op: str, name: str, value: Any, low: int, high: int | None = None, meaning: str = ""
-) -> None:
+def check_integer(op: str, name: str, value: Any, low: int, high: int | None = None, meaning: str = "") -> None:
     """Raise unless `value` is an int in low..high; `meaning` says in brackets what the bound is."""
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")

@@ -96,9 +96,7 @@ def _check_values(index: Tensor | None, window: Tensor | None, rows: int) -> Non
         low, high = (int(x) for x in index.aminmax())
         if low < -1 or high >= rows:
             wrong = low if low < -1 else high
-            raise ValueError(
-                f"attend_memory: index must be in -1..{rows - 1} (rows of the memory), got {wrong}."
-            )
+            raise ValueError(f"attend_memory: index must be in -1..{rows - 1} (rows of the memory), got {wrong}.")
     if window is not None and bool((window[..., 1] < window[..., 0]).any()):
         start, end = window[window[..., 1] < window[..., 0]][0].tolist()
         raise ValueError(f"attend_memory: window must have start <= end, got [{start}, {end}).")
@@ -162,9 +160,7 @@ def _rows(memory: Tensor, index: Tensor) -> Tensor:
 def score_keys(query: Tensor, keys: Keys, scale: float) -> Tensor:
     """Scores [B, R, K] of query rows [B, R, C], -inf where a row may not see the key."""
     start = query.new_zeros(()) if keys.bias is None else keys.bias[:, None, :]
-    score = torch.baddbmm(
-        start, query, keys.key.transpose(1, 2), beta=0 if keys.bias is None else 1, alpha=scale
-    )
+    score = torch.baddbmm(start, query, keys.key.transpose(1, 2), beta=0 if keys.bias is None else 1, alpha=scale)
     return score if keys.visible is None else score.masked_fill(~keys.visible, -torch.inf)
 
 
@@ -321,10 +317,7 @@ def _fake_backward(
     return query_grad, memory_grad, position_grad, bias_grad
 
 
-_INPUTS = (
-    "Tensor query, Tensor memory, Tensor? position, Tensor? bias, Tensor? key_mask, Tensor? index, "
-    "Tensor? window"
-)
+_INPUTS = "Tensor query, Tensor memory, Tensor? position, Tensor? bias, Tensor? key_mask, Tensor? index, Tensor? window"
 _forward_op = define_op(
     "attend_memory",
     f"({_INPUTS}, float scale, bool return_mass, bool stash, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
@@ -349,9 +342,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.backend = inputs[-1]
 
 
-def _backward(
-    ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *rest: None
-) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *rest: None) -> tuple[Tensor | None, ...]:
     need = tuple(ctx.needs_input_grad[:4])
     if grad_out is None and grad_lse is None:
         return (None,) * 11

@@ -97,9 +97,7 @@ def patchify_frames(
     height, width = _check_size(size, patch_size * merge_size)
     check_choice("patchify_frames", "interpolation", interpolation, tuple(_SUPPORT))
     if dtype not in _OUTPUT_DTYPES:
-        raise TypeError(
-            f"patchify_frames: dtype must be {' or '.join(map(str, _OUTPUT_DTYPES))}, got {dtype}."
-        )
+        raise TypeError(f"patchify_frames: dtype must be {' or '.join(map(str, _OUTPUT_DTYPES))}, got {dtype}.")
     factor = check_number("patchify_frames", "rescale_factor", rescale_factor)
     if factor <= 0:
         raise ValueError(f"patchify_frames: rescale_factor must be positive, got {rescale_factor}.")
@@ -155,9 +153,7 @@ def patchify_videos(
         raise ValueError("patchify_videos: videos must name at least one video, got none.")
     indices = [None] * len(videos) if frame_index is None else list(frame_index)
     shared = len(size) == 2 and isinstance(size[0], int)
-    targets = (
-        [cast(tuple[int, int], size)] * len(videos) if shared else list(cast(Sequence[tuple[int, int]], size))
-    )
+    targets = [cast(tuple[int, int], size)] * len(videos) if shared else list(cast(Sequence[tuple[int, int]], size))
     for name, values in (("frame_index", indices), ("size", targets)):
         if len(values) != len(videos):
             raise ValueError(
@@ -207,9 +203,7 @@ def per_channel(values: Sequence[float], rescale_factor: float, device: torch.de
     Filled in place on the device: a copy from the host would wait for it.
     """
     fused = torch.tensor(values, dtype=torch.float32) * (1.0 / rescale_factor)
-    return torch.cat(
-        [torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in fused.tolist()]
-    )
+    return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in fused.tolist()])
 
 
 def resize_frames(frames: Tensor, height: int, width: int, interpolation: str) -> Tensor:
@@ -218,9 +212,7 @@ def resize_frames(frames: Tensor, height: int, width: int, interpolation: str) -
         return frames
     if frames.device.type == "cpu":
         return F.interpolate(frames, (height, width), mode=interpolation, antialias=True, align_corners=False)
-    wide = F.interpolate(
-        frames.float(), (height, width), mode=interpolation, antialias=True, align_corners=False
-    )
+    wide = F.interpolate(frames.float(), (height, width), mode=interpolation, antialias=True, align_corners=False)
     return wide.clamp_(0.0, 255.0).round_().to(torch.uint8)
 
 
@@ -248,9 +240,7 @@ def check_frames(frame_index: Tensor, frames: int) -> None:
     low, high = (int(x) for x in frame_index.aminmax())
     if low < 0 or high >= frames:
         wrong = low if low < 0 else high
-        raise ValueError(
-            f"patchify_frames: frame_index must be in 0..{frames - 1} (frames of the video), got {wrong}."
-        )
+        raise ValueError(f"patchify_frames: frame_index must be in 0..{frames - 1} (frames of the video), got {wrong}.")
 
 
 def _check_size(size: Any, unit: int) -> tuple[int, int]:

@@ -238,9 +238,7 @@ def reference_backward(
         assert tokens is not None
         if grad_score is not None:
             grad_scores = grad_scores.scatter_add(1, index, grad_score)
-        d_tokens, d_queries = score_backward(
-            grad_scores, tokens, scores, queries, scoring, reduce, scale, masked
-        )
+        d_tokens, d_queries = score_backward(grad_scores, tokens, scores, queries, scoring, reduce, scale, masked)
         if d_kept is not None:
             d_tokens[rows, index] += d_kept  # an index occurs once: nothing races
     elif grad_score is not None:

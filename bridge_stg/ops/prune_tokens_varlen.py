@@ -123,9 +123,7 @@ def prune_tokens_varlen(
     return PackedTokens(
         *cast(
             tuple[Tensor, ...],
-            _forward_op(
-                tokens, cu_seqlens, queries, limit, policy, capacity, scoring, reduce, factor, chosen
-            ),
+            _forward_op(tokens, cu_seqlens, queries, limit, policy, capacity, scoring, reduce, factor, chosen),
         )
     )
 
@@ -141,9 +139,7 @@ def _budget_tensor(budget: float | Tensor, policy: str, segments: int, device: t
             )
         if budget.dim() and (policy == "per_clip" or tuple(budget.shape) != (segments,)):
             shapes = "[]" if policy == "per_clip" else f"[] or [{segments}]"
-            raise ValueError(
-                f"{op}: budget must have shape {shapes} for policy {policy!r}, got {list(budget.shape)}."
-            )
+            raise ValueError(f"{op}: budget must have shape {shapes} for policy {policy!r}, got {list(budget.shape)}.")
         if budget.device != device:
             raise ValueError(f"{op}: budget must be on the device of tokens ({device}), got {budget.device}.")
         return budget
@@ -174,9 +170,7 @@ def segment_of(rows: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
     return segment.clamp(0, last), (segment >= 0) & (segment <= last)
 
 
-def score_rows(
-    tokens: Tensor, segment: Tensor, queries: Tensor, scoring: str, reduce: str, scale: float
-) -> Tensor:
+def score_rows(tokens: Tensor, segment: Tensor, queries: Tensor, scoring: str, reduce: str, scale: float) -> Tensor:
     """Scores [R] of rows [R, D] against the queries [S, Q, D] of their segments."""
     dtype = score_dtype(tokens, queries)
     query = fold_queries(queries, reduce, dtype) * scale
@@ -192,9 +186,7 @@ def row_products(x: Tensor, segment: Tensor, query: Tensor) -> Tensor:
     return torch.stack([(x * query[:, q][segment]).sum(dim=-1) for q in range(query.shape[1])], dim=1)
 
 
-def select_rows(
-    score: Tensor, segment: Tensor, inside: Tensor, starts: Tensor, budget: Tensor, policy: str
-) -> Tensor:
+def select_rows(score: Tensor, segment: Tensor, inside: Tensor, starts: Tensor, budget: Tensor, policy: str) -> Tensor:
     """Which rows the policy keeps, [R] bool; `starts` is where each segment begins."""
     budget = budget.expand(starts.shape)
     if policy == "threshold":
@@ -293,9 +285,7 @@ def reference_backward(
     d_tokens = packed.new_empty(0)
     if need_tokens:
         slot = torch.where(filled, index, row_count)  # the spare row takes the gradients of empty rows
-        d_tokens = packed.new_zeros(row_count + 1, packed.shape[1]).index_put(
-            (slot,), d_packed.to(packed.dtype)
-        )
+        d_tokens = packed.new_zeros(row_count + 1, packed.shape[1]).index_put((slot,), d_packed.to(packed.dtype))
         d_tokens = d_tokens[:row_count]
     return d_tokens, d_queries.to(queries.dtype) if need_queries else queries.new_empty(0)
 
@@ -378,9 +368,7 @@ def _backward(
     need_tokens, _, need_queries = ctx.needs_input_grad[:3]
     d_tokens, d_queries = cast(
         tuple[Tensor, Tensor],
-        _backward_op(
-            grad_packed, grad_score, *ctx.saved_tensors, *ctx.options, need_tokens, need_queries, ctx.backend
-        ),
+        _backward_op(grad_packed, grad_score, *ctx.saved_tensors, *ctx.options, need_tokens, need_queries, ctx.backend),
     )
     return (d_tokens if need_tokens else None, None, d_queries if need_queries else None, *(None,) * 7)
 

@@ -18,9 +18,7 @@ def test_equals_the_op():
     settings: dict[str, Any] = {"patch_size": 8, "temporal_patch_size": 1, "layout": "THWC"}
     module = FramePatchifier((32, 48), **settings)
     rows, grid = module(video, index)
-    expected, expected_grid = patchify_frames(
-        video, index, size=(32, 48), mean=CLIP_MEAN, std=CLIP_STD, **settings
-    )
+    expected, expected_grid = patchify_frames(video, index, size=(32, 48), mean=CLIP_MEAN, std=CLIP_STD, **settings)
     assert torch.equal(rows, expected) and torch.equal(grid, expected_grid)
     assert not list(module.parameters()) and not module.state_dict()
 

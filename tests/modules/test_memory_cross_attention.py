@@ -24,9 +24,7 @@ def multihead(batch_first: bool = True, bias: bool = True, dim: int = 32) -> nn.
     return attention
 
 
-def tensors(
-    batch: int = 3, queries: int = 5, size: int = 17, dim: int = 32
-) -> tuple[torch.Tensor, torch.Tensor]:
+def tensors(batch: int = 3, queries: int = 5, size: int = 17, dim: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
     return (
         torch.randn(batch, queries, dim, generator=generator).requires_grad_(),
@@ -46,9 +44,7 @@ def test_equals_multihead_attention(path, batch_first, bias):
     results = []
     for attention in (ours, theirs):
         attention.zero_grad()
-        out, weights = attention(
-            arranged[0], arranged[1], arranged[1], key_padding_mask=padding, need_weights=False
-        )
+        out, weights = attention(arranged[0], arranged[1], arranged[1], key_padding_mask=padding, need_weights=False)
         assert weights is None
         gradients = torch.autograd.grad(
             out.square().sum(), (query, memory, attention.in_proj_weight, attention.out_proj.weight)

@@ -61,9 +61,7 @@ def test_queries_of_a_clip_serve_its_frames(pruner):
     repeated = pruner(tokens, queries.repeat_interleave(3, dim=0))
     assert torch.equal(shared.index, repeated.index)
     torch.testing.assert_close(shared.score, repeated.score)
-    torch.testing.assert_close(
-        pruner.scores(tokens, queries), pruner(tokens, queries, return_scores=True).scores
-    )
+    torch.testing.assert_close(pruner.scores(tokens, queries), pruner(tokens, queries, return_scores=True).scores)
 
 
 def test_masked_tokens_are_gated_shut(pruner):

@@ -151,8 +151,7 @@ def test_gradients_match_the_reference_under_autograd():
     ours = attend_memory(query, memory, position=position, bias=bias, scale=0.5)
     theirs = reference(query, memory, position, bias, None, None, None, 0.5, False, False)
     gradients = [
-        torch.autograd.grad(out.square().sum() + lse.square().sum(), tensors)
-        for out, lse in (ours, theirs[:2])
+        torch.autograd.grad(out.square().sum() + lse.square().sum(), tensors) for out, lse in (ours, theirs[:2])
     ]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
@@ -236,9 +235,7 @@ def test_half_precision_accumulates_in_float32(dtype):
     query, memory, position, bias = (x.detach() for x in inputs(torch.float32, width=64, size=33))
     halves = [x.to(dtype).requires_grad_() for x in (query, memory, position)]
     bias = bias.requires_grad_()
-    out, lse, mass = attend_memory(
-        halves[0], halves[1], position=halves[2], bias=bias, scale=0.2, return_mass=True
-    )
+    out, lse, mass = attend_memory(halves[0], halves[1], position=halves[2], bias=bias, scale=0.2, return_mass=True)
     assert out.dtype == dtype and lse.dtype == mass.dtype == torch.float32
     wide = [x.detach().double() for x in halves]
     expected = attend_memory(wide[0], wide[1], position=wide[2], bias=bias, scale=0.2)

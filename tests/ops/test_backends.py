@@ -13,9 +13,7 @@ def table(monkeypatch):
     """A table of one op, `double`: a slow backend for any device, a fast one for CUDA, a broken one."""
     monkeypatch.setattr(_backends, "_REGISTRY", {})
     register_backend(Backend("double", "fast", lambda x: x << 1, devices=("cuda",)))
-    register_backend(
-        Backend("double", "broken", lambda x: x, obstacle=lambda: "its library is not installed")
-    )
+    register_backend(Backend("double", "broken", lambda x: x, obstacle=lambda: "its library is not installed"))
     register_backend(Backend("double", "reference", lambda x: x + x))
 
 
@@ -42,9 +40,7 @@ def test_the_first_that_can_run_is_picked(table):
 
 def test_a_request_is_honoured_or_refused(table):
     assert choose_backend("double", "reference", "cuda") == "reference"
-    with pytest.raises(
-        ValueError, match=r"double cannot run on backend 'fast': it runs on cuda tensors, got cpu\."
-    ):
+    with pytest.raises(ValueError, match=r"double cannot run on backend 'fast': it runs on cuda tensors, got cpu\."):
         choose_backend("double", "fast", "cpu")
     with pytest.raises(ValueError, match=r"cannot run on backend 'broken': its library is not installed\."):
         choose_backend("double", "broken", "cpu")

@@ -42,13 +42,9 @@ def hugging_face(video, low, high, patch_size, temporal_patch_size, merge_size, 
     return output["pixel_values_videos"], output["video_grid_thw"], size
 
 
-def assert_same_as_hugging_face(
-    video, index, low, high, patch_size=14, temporal_patch_size=2, merge_size=2, **norm
-):
+def assert_same_as_hugging_face(video, index, low, high, patch_size=14, temporal_patch_size=2, merge_size=2, **norm):
     frames = video if index is None else video[index]
-    expected, grid, size = hugging_face(
-        frames, low, high, patch_size, temporal_patch_size, merge_size, **norm
-    )
+    expected, grid, size = hugging_face(frames, low, high, patch_size, temporal_patch_size, merge_size, **norm)
     options: dict[str, Any] = {
         "size": size,
         "patch_size": patch_size,
@@ -94,9 +90,7 @@ def test_equals_hugging_face_on_random_cases(frames, height, width, pixels, layo
     low = max(pixels // 2, (layout[0] * layout[2]) ** 2)
     index = torch.randint(0, frames, (frames + 1,), generator=torch.Generator().manual_seed(seed))
     norm: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)} if seed % 2 else {}
-    assert_same_as_hugging_face(
-        random_video(frames, height, width, seed), index, low, 2 * low, *layout, **norm
-    )
+    assert_same_as_hugging_face(random_video(frames, height, width, seed), index, low, 2 * low, *layout, **norm)
 
 
 def test_extreme_pixels_are_clamped_like_hugging_face():
@@ -128,15 +122,11 @@ def test_layout_follows_the_documented_index_map(interpolation):
     frames = [*index.tolist(), 2, 2]
     pixels = video.double().numpy() / 255
     expected = np.empty((gt * gh * gw, 3 * group * patch * patch))
-    for t, hb, wb, mh, mw in product(
-        range(gt), range(gh // merge), range(gw // merge), range(merge), range(merge)
-    ):
+    for t, hb, wb, mh, mw in product(range(gt), range(gh // merge), range(gw // merge), range(merge), range(merge)):
         row = (((t * gh // merge + hb) * gw // merge + wb) * merge + mh) * merge + mw
         for c, dt, py, px in product(range(3), range(group), range(patch), range(patch)):
             column = ((c * group + dt) * patch + py) * patch + px
-            value = pixels[
-                frames[group * t + dt], c, (hb * merge + mh) * patch + py, (wb * merge + mw) * patch + px
-            ]
+            value = pixels[frames[group * t + dt], c, (hb * merge + mh) * patch + py, (wb * merge + mw) * patch + px]
             expected[row, column] = (value - (0.1, 0.2, 0.3)[c]) / (0.4, 0.5, 0.6)[c]
     np.testing.assert_allclose(rows.numpy(), expected, rtol=1e-5, atol=1e-6)
 
@@ -164,8 +154,7 @@ def test_videos_are_concatenated():
     sizes = [(28, 56), (56, 28)]
     rows, grid = patchify_videos(videos, index, size=sizes, **options)
     parts = [
-        patchify_frames(video, i, size=size, **options)
-        for video, i, size in zip(videos, index, sizes, strict=True)
+        patchify_frames(video, i, size=size, **options) for video, i, size in zip(videos, index, sizes, strict=True)
     ]
     assert torch.equal(rows, torch.cat([part[0] for part in parts]))
     assert grid.tolist() == [[1, 2, 4], [1, 4, 2]]

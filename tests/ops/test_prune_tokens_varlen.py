@@ -23,9 +23,7 @@ def naive_rows(scores: list[float], cu_seqlens: list[int], budget, policy: str) 
     """Rows kept, by plain sorting."""
 
     def best_first(rows):
-        return sorted(
-            rows, key=lambda r: (math.isnan(scores[r]), -scores[r] if scores[r] == scores[r] else 0.0, r)
-        )
+        return sorted(rows, key=lambda r: (math.isnan(scores[r]), -scores[r] if scores[r] == scores[r] else 0.0, r))
 
     if policy == "per_clip":
         return sorted(best_first(range(cu_seqlens[-1]))[:budget])
@@ -38,9 +36,7 @@ def naive_rows(scores: list[float], cu_seqlens: list[int], budget, policy: str) 
             kept += [r for r in rows if scores[r] >= budget]
         else:
             rows = [r for r in rows if not math.isnan(scores[r])]
-            shares = [
-                1.0 if scores[r] == scores[rows[0]] else math.exp(scores[r] - scores[rows[0]]) for r in rows
-            ]
+            shares = [1.0 if scores[r] == scores[rows[0]] else math.exp(scores[r] - scores[rows[0]]) for r in rows]
             total, reached = sum(shares), 0.0
             for row, share in zip(rows, shares, strict=True):
                 if reached >= budget * total:
@@ -87,9 +83,7 @@ def test_policies(data, policy, lengths):
     padding = capacity - len(packed)
     assert result.count.item() == len(expected)
     assert result.index.tolist() == packed + [-1] * padding
-    np.testing.assert_array_equal(
-        result.score.numpy(), np.array([scores[r] for r in packed] + [0.0] * padding, "f4")
-    )
+    np.testing.assert_array_equal(result.score.numpy(), np.array([scores[r] for r in packed] + [0.0] * padding, "f4"))
     np.testing.assert_array_equal(result.tokens[:, 0].numpy(), result.score.numpy())
     starts = [sum(r < offset for r in expected) for offset in offsets]
     assert result.cu_seqlens_out.tolist() == [min(s, capacity) for s in starts]
@@ -118,9 +112,7 @@ def test_budget_tensor_gives_each_segment_its_own():
     offsets, queries = torch.tensor([0, 3, 5]), torch.ones(1, 1, 1).expand(2, -1, -1)
 
     def kept(budget, policy):
-        result = prune_tokens_varlen(
-            tokens, offsets, queries, budget, policy=policy, capacity=5, validate=True
-        )
+        result = prune_tokens_varlen(tokens, offsets, queries, budget, policy=policy, capacity=5, validate=True)
         return [row for row in result.index.tolist() if row >= 0]
 
     assert kept(torch.tensor([2, 0]), "per_segment") == [0, 2]
@@ -155,8 +147,7 @@ def test_gradients_match_the_reference_under_autograd():
     ours = prune_tokens_varlen(tokens, offsets, queries, 2, policy="per_segment", capacity=6, reduce="mean")
     theirs = reference(tokens, offsets, queries, torch.tensor(2), "per_segment", 6, "dot", "mean", 1.0)
     gradients = [
-        torch.autograd.grad(r[0].square().sum() + r[2].square().sum(), (tokens, queries))
-        for r in (ours, theirs)
+        torch.autograd.grad(r[0].square().sum() + r[2].square().sum(), (tokens, queries)) for r in (ours, theirs)
     ]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
@@ -167,9 +158,7 @@ def test_offsets_that_break_the_rule_stay_inside_the_tokens():
     for offsets in ([0, 9, 2], [-5, 1, 4], [3, 2, 1], [0, 2, 3]):
         cu_seqlens = torch.tensor(offsets)
         for policy, budget in BUDGETS.items():
-            result = prune_tokens_varlen(
-                tokens, cu_seqlens, torch.ones(2, 1, 2), budget, policy=policy, capacity=4
-            )
+            result = prune_tokens_varlen(tokens, cu_seqlens, torch.ones(2, 1, 2), budget, policy=policy, capacity=4)
             assert result.index.max() < 4
             (result.tokens.sum() + result.score.sum()).backward()
         with pytest.raises(ValueError, match=r"cu_seqlens must ascend from 0 to 4 \(rows of tokens\), got"):
@@ -193,9 +182,7 @@ def test_deterministic():
     queries = torch.randn(3, 4, 8, generator=generator).requires_grad_()
 
     def once():
-        result = prune_tokens_varlen(
-            tokens, torch.tensor([0, 20, 33, 60]), queries, 0.7, policy="top_p", capacity=60
-        )
+        result = prune_tokens_varlen(tokens, torch.tensor([0, 20, 33, 60]), queries, 0.7, policy="top_p", capacity=60)
         gradients = torch.autograd.grad(result.tokens.sum() + result.score.exp().sum(), (tokens, queries))
         return [*result, *gradients]
 

@@ -32,9 +32,7 @@ def draw(*shape: int, permuted: bool = False, grad: bool = True) -> torch.Tensor
 def test_opcheck_prune_tokens(permuted):
     tokens, queries = draw(2, 7, 5, permuted=permuted), draw(2, 3, 5, permuted=permuted)
     opcheck(OPS.prune_tokens.default, (tokens, queries, 3, "cosine", "max", 0.5, None, permuted, "reference"))
-    opcheck(
-        OPS.prune_tokens.default, (tokens.detach(), queries, 3, "dot", "mean", 0.5, MASK, False, "reference")
-    )
+    opcheck(OPS.prune_tokens.default, (tokens.detach(), queries, 3, "dot", "mean", 0.5, MASK, False, "reference"))
 
 
 @pytest.mark.parametrize("permuted", [False, True])
@@ -109,9 +107,7 @@ def test_compile_fullgraph_without_gradients():
     torch._dynamo.reset()
     tokens, queries = draw(11, 5, grad=False), draw(3, 2, 5, grad=False)
     compiled = torch.compile(varlen, fullgraph=True, backend="aot_eager")
-    assert all(
-        torch.equal(a, b) for a, b in zip(compiled(tokens, queries), varlen(tokens, queries), strict=True)
-    )
+    assert all(torch.equal(a, b) for a, b in zip(compiled(tokens, queries), varlen(tokens, queries), strict=True))
     video, index = torch.randint(0, 256, (5, 3, 20, 31), dtype=torch.uint8), torch.tensor([0, 4, 4])
     compiled = torch.compile(patchify, fullgraph=True, backend="aot_eager")
     assert all(torch.equal(a, b) for a, b in zip(compiled(video, index), patchify(video, index), strict=True))
@@ -173,9 +169,7 @@ def test_autocast_casts_attention_and_leaves_scores_alone(dtype):
 
 
 def test_autocast_mixed_dtypes_are_refused_without_it():
-    with pytest.raises(
-        TypeError, match=r"memory must have the dtype of query \(torch.bfloat16\), got torch.float32"
-    ):
+    with pytest.raises(TypeError, match=r"memory must have the dtype of query \(torch.bfloat16\), got torch.float32"):
         attend_memory(draw(2, 4, 8).to(torch.bfloat16), draw(2, 7, 8), scale=1.0)
 
 

@@ -1,0 +1,134 @@
+"""From a file to a typed result: intervals, tubes at every source frame, odd videos."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from bridge_stg.data import probe, write_video
+from bridge_stg.errors import SampleError, VideoError
+from bridge_stg.models import GroundingResult
+from bridge_stg.models.grounding import _read_answer, presence_interval, source_tube
+
+
+def write_clip(path, count, size=(48, 64), **timing):
+    rng = np.random.default_rng(0)
+    write_video(path, (rng.integers(0, 255, (*size, 3), dtype=np.uint8) for _ in range(count)), **timing)
+    return path
+
+
+def check(result, info):
+    start, end = result.interval
+    assert 0 <= start < end <= info.duration + 1e-9
+    frames = [entry.frame for entry in result.tube]
+    inside = np.flatnonzero((info.times >= start - 1e-6) & (info.times < end - 1e-6)).tolist()
+    assert frames == (inside or frames[:1])
+    for entry in result.tube:
+        assert entry.time == pytest.approx(info.times[entry.frame])
+        x1, y1, x2, y2 = entry.box
+        assert 0 <= x1 <= x2 <= info.width and 0 <= y1 <= y2 <= info.height
+    assert result.confidence == pytest.approx(np.mean([entry.presence for entry in result.tube]))
+    again = GroundingResult.from_dict(json.loads(result.to_json()))
+    assert again == result
+
+
+def test_a_result_covers_every_source_frame_and_survives_json(make_model, tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 60, fps=20)
+    result = make_model().ground(path, "what moves left?")
+    check(result, probe(path))
+    decoded = {point.frame for point in result.presence}
+    assert len(decoded) == 12  # 3 s at 4 frames a second
+    assert all(entry.interpolated == (entry.frame not in decoded) for entry in result.tube)
+    kept = result.kept_tokens[0]
+    assert len(kept.index) == len(kept.score) == int(np.ceil(kept.grid[0] * kept.grid[1] / 4))
+    assert list(kept.index) == sorted(set(kept.index)) and kept.index[-1] < kept.grid[0] * kept.grid[1]
+
+
+def test_a_one_frame_video_is_no_error(make_model, tmp_path):
+    path = write_clip(tmp_path / "one.mp4", 1, fps=10)
+    result = make_model().ground(path, "the red circle")
+    check(result, probe(path))
+    assert len(result.tube) == 1
+
+
+def test_time_comes_from_the_timestamps_of_a_variable_frame_rate(make_model, tmp_path):
+    times = np.concatenate([np.arange(10) * 0.05, 0.5 + np.arange(8) * 0.25])
+    path = write_clip(tmp_path / "vfr.mp4", len(times), times=times.tolist())
+    info = probe(path)
+    np.testing.assert_allclose(info.times, times, atol=2e-3)
+    check(make_model(interval_source="presence").ground(path, "what moves left?"), info)
+
+
+def test_a_long_clip_is_thinned_to_the_frame_budget(make_model, tmp_path):
+    path = write_clip(tmp_path / "long.mp4", 120, size=(32, 32), fps=10)
+    result = make_model().ground(path, "what moves left?")
+    assert len(result.presence) == 24
+    check(result, probe(path))
+
+
+def test_an_unreadable_answer_falls_back_to_presence(make_model, tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 16, fps=8)
+    result = make_model().ground(path, "what moves left?")
+    assert result.interval_source == "presence"
+    assert result.answer
+
+
+def test_a_readable_answer_is_used(make_model, tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", 16, fps=8)
+    monkeypatch.setattr("bridge_stg.models.grounding.parse_answer", lambda text, duration: (0.5, 1.3))
+    result = make_model().ground(path, "what moves left?")
+    assert result.interval_source == "text"
+    assert result.interval == (0.5, 1.25)  # 1.3 s is how 1.25 s is written
+
+
+def test_missing_videos_and_empty_sentences(make_model, tmp_path):
+    with pytest.raises(VideoError, match="nowhere"):
+        make_model().ground(tmp_path / "nowhere.mp4", "red")
+    with pytest.raises(SampleError, match="must not be empty"):
+        make_model().ground(write_clip(tmp_path / "a.mp4", 4, fps=4), " ")
+
+
+@pytest.mark.parametrize(
+    ("text", "interval"),
+    [
+        ("from 0.8 s to 1.2 s", (0.75, 1.25)),
+        ("from 0.2 s to 2.0 s", (0.25, 2.0)),
+        ("from 0.6 s to 0.9 s", (0.6, 0.9)),  # between frames: left as it is
+        ("from 0.2 s to 9.0 s", (0.25, 2.0)),
+        ("nothing", None),
+    ],
+)
+def test_answers_move_onto_the_frame_times_they_stand_for(text, interval):
+    assert _read_answer(text, [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75], 2.0) == interval
+
+
+@pytest.mark.parametrize(
+    ("curve", "interval"),
+    [
+        ([0.1, 0.9, 0.8, 0.2, 0.9, 0.1], (1.0, 3.0)),  # the longest run
+        ([0.9, 0.1, 0.1, 0.6, 0.7, 0.8], (3.0, 6.0)),  # a run to the end ends with the clip
+        ([0.1, 0.2, 0.4, 0.2, 0.1, 0.1], (2.0, 3.0)),  # nothing above: the peak
+        ([0.9] * 6, (0.0, 6.0)),
+    ],
+)
+def test_presence_interval(curve, interval):
+    assert presence_interval(np.array(curve), range(6), 6.0, 0.5) == interval
+
+
+def test_boxes_between_localised_frames_are_linear_in_time(tmp_path):
+    info = probe(write_clip(tmp_path / "a.mp4", 8, fps=4))
+    boxes = np.array([[0.0, 0.0, 0.5, 0.5], [0.4, 0.2, 0.9, 0.7]])
+    frames, tube = source_tube(info, (0.25, 1.75), np.array([0, 2, 4, 6]), np.array([1, 2]), boxes)
+    assert frames.tolist() == [1, 2, 3, 4, 5, 6]
+    first, last = boxes * [64, 48, 64, 48]
+    np.testing.assert_allclose(tube, [first, first, (first + last) / 2, last, last, last])
+
+
+def test_thinning_keeps_the_first_frame_of_each_slot(make_model):
+    model = make_model()
+    frames = torch.randint(0, 255, (8, 64, 64, 3), dtype=torch.uint8)
+    times = [i / 4 for i in range(8)]
+    (all_frames,) = model.predict([frames], [times], ["red"], durations=[2.0])
+    (thinned,) = model.predict([frames], [times], ["red"], durations=[2.0], spatial_fps=2.0)
+    assert thinned.frames.tolist() == all_frames.frames.tolist()[::2]
