@@ -33,13 +33,13 @@ class BridgeSTGConfig(PreTrainedConfig):
         gate: whether the pruning score enters the attention as an additive bias log sigmoid(score).
         reference_points: "score" starts a frame's box at the score-weighted centre of its kept tokens; "learned"
             starts it at a learned point.
-        frame_contrast, dense_alignment, timestamps_as_text: the three parts of ETA.
+        frame_contrast, dense_alignment: two of the three parts of ETA; the third, times as text, is the processor's
+            `timestamp_format`.
         contrast_temperature: tau of the frame contrast.
         interval_source: which source `ground` asks first, "text" (the generated answer; the presence curve when it
             cannot be read) or "presence".
         presence_threshold: level above which a frame counts as inside.
         max_answer_tokens: bound of the generated answer.
-        video_token_id, vision_start_token_id, vision_end_token_id: read from the backbone.
     """
 
     model_type = "bridge_stg"
@@ -64,12 +64,10 @@ class BridgeSTGConfig(PreTrainedConfig):
         reference_points: str = "score",
         frame_contrast: bool = True,
         dense_alignment: bool = True,
-        timestamps_as_text: bool = True,
         contrast_temperature: float = 0.1,
         interval_source: str = "text",
         presence_threshold: float = 0.5,
         max_answer_tokens: int = 24,
-        initializer_range: float = 0.02,
         **kwargs: Any,
     ) -> None:
         if not isinstance(backbone_config, Qwen2_5_VLConfig):
@@ -91,12 +89,10 @@ class BridgeSTGConfig(PreTrainedConfig):
         self.reference_points = reference_points
         self.frame_contrast = frame_contrast
         self.dense_alignment = dense_alignment
-        self.timestamps_as_text = timestamps_as_text
         self.contrast_temperature = contrast_temperature
         self.interval_source = interval_source
         self.presence_threshold = presence_threshold
         self.max_answer_tokens = max_answer_tokens
-        self.initializer_range = initializer_range
         self.check()
         super().__init__(**kwargs)
 

@@ -62,7 +62,7 @@ class TrainingConfig:
 
     Attributes:
         seed: of the initial weights, the data and the order.
-        start_from: folder of a saved model whose weights are taken instead of fresh ones.
+        start_from: folder of a saved model whose weights are taken wherever name and shape agree.
         model: fields of `BridgeSTGConfig` that differ from the tiny default.
         processor: fields of `BridgeSTGProcessor` that differ from the tiny default.
         data, schedule, losses: see their classes.

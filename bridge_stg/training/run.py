@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,25 +23,32 @@ from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .trainer import BridgeSTGTrainer
 
 FRAME_SIZE = (64, 64)
+logger = logging.getLogger(__name__)
 
 
 def build_model(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
-    """A fresh tiny model and its processor, or those of `start_from`.
+    """A fresh tiny model and its processor; with `start_from`, its weights wherever name and shape agree.
+
+    A switch that changes the architecture can so be trained from the same start as its baseline.
 
     Raises:
         ConfigError: a field of `model` or `processor` is unknown or out of range.
         ModelError: `start_from` cannot be loaded.
     """
+    start = None if config.start_from is None else load_model(config.start_from)
     set_seed(config.seed)
-    if config.start_from is not None:
-        model = load_model(config.start_from)
-        return model, model.processor
     bridge_tokens = config.model.get("bridge_tokens", 4)
     try:
         processor = tiny_processor(VOCABULARY, bridge_tokens=bridge_tokens, **config.processor)
         model = BridgeSTGForVideoGrounding(tiny_config(processor, **config.model))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"The model cannot be built: {error}") from error
+    if start is not None:
+        weights = model.state_dict()
+        known = {k: v for k, v in start.state_dict().items() if k in weights and v.shape == weights[k].shape}
+        model.load_state_dict(known, strict=False)
+        if fresh := sorted(weights.keys() - known.keys()):
+            logger.warning("%d tensors are not in %s and start fresh: %s", len(fresh), config.start_from, fresh)
     model.processor = processor
     return model, processor
 

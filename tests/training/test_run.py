@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from bridge_stg.errors import ConfigError
+from bridge_stg.errors import ConfigError, ModelError
 from bridge_stg.models import load_model
-from bridge_stg.training import load_config, train
+from bridge_stg.training import build_model, load_config, train
 
 FEW = [
     "schedule.warmup_steps=2",
@@ -57,6 +57,19 @@ def test_every_term_is_logged_and_the_loss_falls(tmp_path):
     assert sum(curve[-5:]) < 0.9 * sum(curve[:5])
     assert {"loss_token", "loss_box", "loss_giou"} <= trainer.state.log_history[0].keys()
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "bridge_stg"
+
+
+def test_a_model_starts_from_saved_weights_where_they_fit(tmp_path, caplog):
+    start, processor = build_model(load_config("tiny", ["seed=5"]))
+    start.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    model, _ = build_model(load_config("tiny", [f"start_from={tmp_path}", "model.reference_points=learned"]))
+    saved, taken = start.state_dict(), model.state_dict()
+    assert {key for key in taken if key not in saved} == {"spatial_decoder.learned_centre"}
+    assert all(torch.equal(taken[key], saved[key]) for key in saved)
+    assert "learned_centre" in caplog.text
+    with pytest.raises(ModelError, match="not a model folder"):
+        build_model(load_config("tiny", ["start_from=nowhere"]))
 
 
 def test_a_run_out_of_time_stops_with_a_checkpoint(tmp_path):

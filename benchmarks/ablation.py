@@ -1,0 +1,134 @@
+"""The ablation table: switches at inference, and short trainings from one common start, all tiers, several seeds.
+
+    python benchmarks/ablation.py --start runs/tiny-motion --out runs/ablation --steps 400 --seeds 0 1
+
+Every training row takes the same start, the same clips in the same order and as many steps. Finished rows are
+kept in `OUT/results.jsonl` and skipped on a second call; `OUT/ablation.md` is written anew each time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+
+from bridge_stg.data import read_samples, write_split
+from bridge_stg.evaluation import ConstantFloor, evaluate, random_floor
+from bridge_stg.files import write_text
+from bridge_stg.inference import predict_samples
+from bridge_stg.models import load_model
+from bridge_stg.training import load_config, train
+
+METRICS = ("m_tIoU", "m_vIoU", "gt_vIoU")
+COLUMNS = ("all", "single", "distractors", "twins", "interrogative")
+
+AT_INFERENCE: dict[str, dict[str, object]] = {
+    "as shipped": {},
+    "interval from presence": {"interval_source": "presence"},
+    "no pruning (keep 1.0)": {"keep": 1.0},
+    "keep 0.5": {"keep": 0.5},
+    "keep 0.12": {"keep": 0.12},
+    "no gate": {"gate": False},
+    "queries of the last layer only": {"interactive_queries": "last"},
+}
+
+TRAINED: dict[str, list[str]] = {
+    "full": [],
+    "no STSB (learned queries)": ["model.semantic_bridge=false"],
+    "queries of the last layer only": ["model.interactive_queries=last"],
+    "no LLM states in the memory": ["model.memory_features=vision"],
+    "no dense alignment": ["model.dense_alignment=false", "losses.alignment=0"],
+    "no frame contrast": ["model.frame_contrast=false", "losses.contrast=0"],
+    "no times as text": ['processor.timestamp_format=""'],
+    "no LM loss": ["losses.language=0", "model.interval_source=presence"],
+    "positive frames only": ["data.positive_ratio=1.0"],
+    "no answer dropout": ["data.answer_dropout=0"],
+    "no pruning": ["model.pruning=false"],
+    "no gate": ["model.gate=false"],
+    "learned reference points": ["model.reference_points=learned"],
+    "tube matching": ["schedule.match_after=0"],
+    "no auxiliary token loss": ["losses.token=0"],
+}
+
+
+def score(folder: str | Path | None, settings: dict[str, object], samples) -> dict[str, dict[str, float]]:
+    """Metrics per column of the table."""
+    summary = evaluate(samples, predict_samples(load_model(folder, settings), samples)).summary
+    return select(summary)
+
+
+def select(summary) -> dict[str, dict[str, float]]:
+    rows = {"all": summary["all"], **summary["tiers"]}
+    return {name: {metric: rows[name][metric] for metric in METRICS} for name in COLUMNS}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--start", type=Path, help="model folder that every training row starts from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rows", nargs="*", help="only these training rows")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    data = options.out / "data" / "test.jsonl"
+    if not data.is_file():
+        write_split(data.parent, "test", options.clips, 1000)
+    samples = read_samples(data)
+    results = options.out / "results.jsonl"
+    done = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+
+    def known(kind: str, row: str, seed: int | None) -> bool:
+        return any((r["kind"], r["row"], r["seed"]) == (kind, row, seed) for r in done)
+
+    def add(kind: str, row: str, seed: int | None, scores: dict[str, dict[str, float]]) -> None:
+        done.append({"kind": kind, "row": row, "seed": seed, "scores": scores})
+        with results.open("a") as file:
+            file.write(json.dumps(done[-1]) + "\n")
+        print(kind, row, seed, scores["all"], flush=True)
+
+    if not known("floor", "best constant", None):
+        constant = ConstantFloor.fit(samples).predict(samples)
+        add("floor", "best constant", None, select(evaluate(samples, constant).summary))
+        add("floor", "random", None, select(evaluate(samples, random_floor(samples)).summary))
+    for row, settings in AT_INFERENCE.items():
+        if not known("inference", row, None):
+            add("inference", row, None, score(None, settings, samples))
+    for seed in options.seeds:
+        for row, settings in TRAINED.items():
+            if options.start is None or known("trained", row, seed) or (options.rows and row not in options.rows):
+                continue
+            folder = options.out / f"{row.replace(' ', '-')}-{seed}"
+            common = [f"start_from={options.start}", f"schedule.steps={options.steps}", f"seed={seed}"]
+            train(load_config("tiny", [*common, *settings]), folder, tensorboard=False)
+            add("trained", row, seed, score(folder, {}, samples))
+    write_text(options.out / "ablation.md", markdown(done))
+
+
+def markdown(done: list[dict]) -> str:
+    """One table a kind; several seeds as mean and half range."""
+    lines = []
+    for kind in ("floor", "inference", "trained"):
+        rows = dict.fromkeys(entry["row"] for entry in done if entry["kind"] == kind)
+        lines += [f"## {kind}", "", "| row | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+        for row in rows:
+            found = [entry["scores"] for entry in done if (entry["kind"], entry["row"]) == (kind, row)]
+            cells = [" / ".join(_cell([f[column][m] for f in found]) for m in METRICS) for column in COLUMNS]
+            lines.append(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join([f"Cells: {' / '.join(METRICS)}.", "", *lines])
+
+
+def _cell(values: list[float]) -> str:
+    mean = statistics.fmean(values)
+    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f}±{(max(values) - min(values)) / 2:.3f}"
+
+
+if __name__ == "__main__":
+    main()
