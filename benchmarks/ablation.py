@@ -1,6 +1,6 @@
 """The ablation table: switches at inference, and short trainings from one common start, all tiers, several seeds.
 
-    python benchmarks/ablation.py --start runs/tiny-motion --out runs/ablation --steps 400 --seeds 0 1
+    python benchmarks/ablation.py --start runs/tiny/checkpoint-3000 --out runs/ablation --steps 400 --seeds 0 1
 
 Every training row takes the same start, the same clips in the same order and as many steps. Finished rows are
 kept in `OUT/results.jsonl` and skipped on a second call; `OUT/ablation.md` is written anew each time.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,17 @@ from .losses import LossWeights
 
 @dataclass
 class PhaseConfig:
-    """One phase of the curriculum: `steps` batches of the mixture `mix` (weight per tier)."""
+    """One phase of the curriculum.
+
+    Attributes:
+        steps: batches.
+        mix: weight per tier.
+        losses: loss weights that differ from the run's in this phase.
+    """
 
     steps: int
     mix: dict[str, float]
+    losses: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,6 +82,21 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     losses: LossWeights = field(default_factory=LossWeights)
+
+
+def loss_weights_at(config: TrainingConfig, step: int) -> LossWeights:
+    """The loss weights of the phase that `step` lies in; the last phase goes on.
+
+    Raises:
+        ConfigError: a phase weighs a loss that does not exist.
+    """
+    for phase in config.data.phases:
+        if step < phase.steps or phase is config.data.phases[-1]:
+            if unknown := sorted(phase.losses.keys() - set(LossWeights.names())):
+                raise ConfigError(f"{unknown[0]!r} is no loss; the losses are {', '.join(LossWeights.names())}.")
+            return replace(config.losses, **phase.losses)
+        step -= phase.steps
+    return config.losses
 
 
 def load_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -> TrainingConfig:

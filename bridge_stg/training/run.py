@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from ..files import ensure_writable_folder
 from ..models import BridgeSTGForVideoGrounding, BridgeSTGProcessor, load_model
 from ..models.tiny import tiny_config, tiny_processor
-from .config import TrainingConfig
+from .config import TrainingConfig, loss_weights_at
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .trainer import BridgeSTGTrainer
 
@@ -75,6 +75,8 @@ def train(
         processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
     processor.save_pretrained(folder)
     data, schedule = config.data, config.schedule
+    for i in range(len(data.phases)):  # a mistake in a late phase must not wait for it
+        loss_weights_at(config, sum(phase.steps for phase in data.phases[:i]))
     if data.negatives not in ("uniform", "boundary"):
         raise ConfigError(f"data.negatives must be uniform or boundary, got {data.negatives!r}.")
     dataset = SyntheticCurriculum(
@@ -121,7 +123,7 @@ def train(
         args=arguments,
         train_dataset=dataset,
         data_collator=partial(collate_grounding, processor=processor),
-        loss_weights=config.losses,
+        loss_weights=partial(loss_weights_at, config),
         match_after=schedule.match_after,
         callbacks=[*callbacks, *([StopAfter(max_seconds)] if max_seconds is not None else [])],
     )

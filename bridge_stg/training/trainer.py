@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 import torch
@@ -19,16 +19,20 @@ class BridgeSTGTrainer(Trainer):
     items that an uninterrupted one would have seen.
 
     Args:
-        loss_weights: weight of every term; 0 switches a term off.
+        loss_weights: weight of every term at a step; 0 switches a term off.
         match_after: step from which only the tube hypothesis of least cost is supervised; before it all are.
         args, kwargs: of `transformers.Trainer`.
     """
 
     def __init__(
-        self, *args: Any, loss_weights: LossWeights | None = None, match_after: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        loss_weights: Callable[[int], LossWeights] = lambda step: LossWeights(),
+        match_after: int | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.loss_weights = loss_weights or LossWeights()
+        self.loss_weights = loss_weights
         self.match_after = match_after
         self._sums: dict[str, float] = {}
         self._counts: dict[str, int] = {}
@@ -55,8 +59,9 @@ class BridgeSTGTrainer(Trainer):
         targets = GroundingTargets(**inputs.pop("targets"))
         output = model(**inputs)
         matched = self.match_after is not None and self.state.global_step >= self.match_after
-        losses = grounding_losses(output, targets, self.loss_weights, match_one=matched)
-        total = sum(getattr(self.loss_weights, name) * value for name, value in losses.items())
+        weights = self.loss_weights(self.state.global_step)
+        losses = grounding_losses(output, targets, weights, match_one=matched)
+        total = sum(getattr(weights, name) * value for name, value in losses.items())
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
             self._counts[name] = self._counts.get(name, 0) + 1

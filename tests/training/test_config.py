@@ -4,6 +4,7 @@ import pytest
 
 from bridge_stg.errors import ConfigError
 from bridge_stg.training import load_config, shipped_configs
+from bridge_stg.training.config import loss_weights_at
 
 
 def test_every_shipped_configuration_loads():
@@ -44,3 +45,14 @@ def test_mistakes_name_the_file_and_the_key(tmp_path, text, overrides, message):
 def test_an_unknown_name_lists_what_there_is():
     with pytest.raises(ConfigError, match=r"neither a file nor a shipped configuration .*tiny"):
         load_config("huge")
+
+
+def test_a_phase_weighs_losses_its_own_way():
+    phases = "data.phases=[{steps: 2, mix: {image: 1}, losses: {token: 9}}, {steps: 1, mix: {single: 1}}]"
+    config = load_config("demo", [phases, "losses.box=4"])
+    weights = [loss_weights_at(config, step) for step in range(5)]
+    assert [w.token for w in weights] == [9.0, 9.0, 2.0, 2.0, 2.0]
+    assert {w.box for w in weights} == {4.0}
+    wrong = load_config("demo", ["data.phases=[{steps: 2, mix: {image: 1}, losses: {colour: 9}}]"])
+    with pytest.raises(ConfigError, match="'colour' is no loss"):
+        loss_weights_at(wrong, 0)
