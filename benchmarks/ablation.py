@@ -1,7 +1,9 @@
 """The ablation table: switches at inference, and short trainings from one common start, all tiers, several seeds.
 
-    python benchmarks/ablation.py --start runs/tiny/checkpoint-3000 --out runs/ablation --steps 400 --seeds 0 1
+    python benchmarks/ablation.py --start runs/motion --out runs/ablation --steps 250 --seeds 0 1
 
+`runs/motion` is the tiny training before its clips:
+`bridge-stg train tiny --out runs/motion --set schedule.steps=3000 --set schedule.decay_share=0`.
 Every training row takes the same start, the same clips in the same order and as many steps. Finished rows are
 kept in `OUT/results.jsonl` and skipped on a second call; `OUT/ablation.md` is written anew each time.
 """
@@ -27,7 +29,7 @@ COLUMNS = ("all", "single", "distractors", "twins", "interrogative")
 
 AT_INFERENCE: dict[str, dict[str, object]] = {
     "as shipped": {},
-    "interval from presence": {"interval_source": "presence"},
+    "interval from the text": {"interval_source": "text"},
     "no pruning (keep 1.0)": {"keep": 1.0},
     "keep 0.5": {"keep": 0.5},
     "keep 0.12": {"keep": 0.12},
@@ -39,18 +41,16 @@ TRAINED: dict[str, list[str]] = {
     "full": [],
     "no STSB (learned queries)": ["model.semantic_bridge=false"],
     "queries of the last layer only": ["model.interactive_queries=last"],
-    "no LLM states in the memory": ["model.memory_features=vision"],
     "no dense alignment": ["model.dense_alignment=false", "losses.alignment=0"],
     "no frame contrast": ["model.frame_contrast=false", "losses.contrast=0"],
     "no times as text": ['processor.timestamp_format=""'],
     "no LM loss": ["losses.language=0", "model.interval_source=presence"],
     "positive frames only": ["data.positive_ratio=1.0"],
-    "no answer dropout": ["data.answer_dropout=0"],
     "no pruning": ["model.pruning=false"],
     "no gate": ["model.gate=false"],
-    "learned reference points": ["model.reference_points=learned"],
     "tube matching": ["schedule.match_after=0"],
-    "no auxiliary token loss": ["losses.token=0"],
+    "no losses on earlier decoder layers": ["losses.auxiliary=0"],
+    "no token-in-box loss": ["losses.token=0"],
 }
 
 
@@ -70,9 +70,10 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="model folder that every training row starts from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=1000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", nargs="*", help="only these training rows")
+    parser.add_argument("--parts", nargs="+", choices=("inference", "trained"), default=["inference", "trained"])
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -98,14 +99,21 @@ def main() -> None:
         add("floor", "best constant", None, select(evaluate(samples, constant).summary))
         add("floor", "random", None, select(evaluate(samples, random_floor(samples)).summary))
     for row, settings in AT_INFERENCE.items():
-        if not known("inference", row, None):
+        if "inference" in options.parts and not known("inference", row, None):
             add("inference", row, None, score(None, settings, samples))
     for seed in options.seeds:
         for row, settings in TRAINED.items():
-            if options.start is None or known("trained", row, seed) or (options.rows and row not in options.rows):
+            if "trained" not in options.parts or known("trained", row, seed):
+                continue
+            if options.start is None:
+                parser.error("the trained rows need --start")
+            if options.rows and row not in options.rows:
                 continue
             folder = options.out / f"{row.replace(' ', '-')}-{seed}"
-            common = [f"start_from={options.start}", f"schedule.steps={options.steps}", f"seed={seed}"]
+            clips = load_config("tiny").data.phases[-1].mix
+            phase = "{" + f"steps: {options.steps}, mix: {clips}" + "}"
+            common = [f"start_from={options.start}", f"seed={seed}", f"data.phases=[{phase}]"]
+            common += [f"schedule.steps={options.steps}", "schedule.warmup_steps=25", "schedule.decay_share=0.4"]
             train(load_config("tiny", [*common, *settings]), folder, tensorboard=False)
             add("trained", row, seed, score(folder, {}, samples))
     write_text(options.out / "ablation.md", markdown(done))

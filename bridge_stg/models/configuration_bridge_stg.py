@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
+
+from .backbones import family_of
 
 
 class BridgeSTGConfig(PreTrainedConfig):
@@ -14,7 +16,8 @@ class BridgeSTGConfig(PreTrainedConfig):
     The paper's public text (arXiv 2604.08014) fixes the parts; the numbers below are this project's choices.
 
     Args:
-        backbone_config: a `Qwen2_5_VLConfig` or its dict. Default: the stock configuration.
+        backbone_config: a configuration of one of the families in `models/backbones.py`, or its dict. Default: the
+            stock Qwen2.5-VL.
         bridge_tokens: M, learned bridging queries appended after the temporal answer; one tube hypothesis each.
         bridge_layers: L, LLM layers read by the bridge, evenly spaced with the last included; equals decoder layers.
         bridge_token_id: id of `<|bridge_0|>`; the M tokens have consecutive ids.
@@ -40,14 +43,18 @@ class BridgeSTGConfig(PreTrainedConfig):
             cannot be read) or "presence".
         presence_threshold: level above which a frame counts as inside.
         max_answer_tokens: bound of the generated answer.
+        separate_bridge_embeddings: the bridging tokens have a parameter of their own instead of rows of the LLM's
+            embedding, so that they learn while the backbone is frozen.
+        backbone_name: name or folder of the checkpoint that the backbone came from; None for one of our own.
+        backbone_fingerprint: of its weights, see `models/adapters.py`.
     """
 
     model_type = "bridge_stg"
-    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": Qwen2_5_VLConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
     def __init__(
         self,
-        backbone_config: Qwen2_5_VLConfig | dict[str, Any] | None = None,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
         bridge_tokens: int = 8,
         bridge_layers: int = 6,
         bridge_token_id: int | None = None,
@@ -68,11 +75,16 @@ class BridgeSTGConfig(PreTrainedConfig):
         interval_source: str = "text",
         presence_threshold: float = 0.5,
         max_answer_tokens: int = 24,
+        separate_bridge_embeddings: bool = False,
+        backbone_name: str | None = None,
+        backbone_fingerprint: str | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(backbone_config, Qwen2_5_VLConfig):
-            backbone_config = Qwen2_5_VLConfig(**(backbone_config or {}))
-        self.backbone_config: Any = backbone_config  # a Qwen2_5_VLConfig; its sub-configurations are typed loosely
+        if not isinstance(backbone_config, PreTrainedConfig):
+            values = dict(backbone_config or {})
+            model_type = values.pop("model_type", Qwen2_5_VLConfig.model_type)
+            backbone_config = AutoConfig.for_model(family_of(model_type).model_type, **values)
+        self.backbone_config: Any = backbone_config  # its sub-configurations are typed loosely
         self.bridge_tokens = bridge_tokens
         self.bridge_layers = bridge_layers
         self.bridge_token_id = bridge_token_id
@@ -93,6 +105,9 @@ class BridgeSTGConfig(PreTrainedConfig):
         self.interval_source = interval_source
         self.presence_threshold = presence_threshold
         self.max_answer_tokens = max_answer_tokens
+        self.separate_bridge_embeddings = separate_bridge_embeddings
+        self.backbone_name = backbone_name
+        self.backbone_fingerprint = backbone_fingerprint
         self.check()
         super().__init__(**kwargs)
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..data.frame_sampling import uniform_frame_index
 from ..data.video import VideoInfo, decode_frames, probe
-from ..modules.boxes import cxcywh_to_xyxy
+from ..errors import SampleError
+from ..modules.semantic_bridge import BridgeQueries
+from .decoding import CachedDecoding, SpatialPass, encode_clips
 from .processing_bridge_stg import BridgeSTGProcessor, parse_answer
 from .result import GroundingResult, IntervalSource, KeptTokens, PresencePoint, TubeEntry
-
-if TYPE_CHECKING:
-    from ..modules.semantic_bridge import BridgeQueries
-    from .modeling_bridge_stg import BridgeSTGForVideoGrounding, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -80,15 +78,44 @@ class GroundingMixin:
             VideoError: the video cannot be read.
             SampleError: the sentence is empty or does not fit the context.
         """
-        info = probe(video)
+        return self.ground_batch([video], [sentence], spatial_fps=spatial_fps)[0]
+
+    def ground_batch(
+        self: Any,
+        videos: Sequence[str | os.PathLike[str]],
+        sentences: Sequence[str],
+        *,
+        spatial_fps: float | None = None,
+    ) -> list[GroundingResult]:
+        """`ground` for several videos in one batch, of any lengths and sizes; results as one by one, in order.
+
+        All of them are in memory at once: split a long list.
+
+        Args:
+            videos: B video files.
+            sentences: B texts.
+            spatial_fps: see `ground`.
+
+        Raises:
+            VideoError: a video cannot be read.
+            SampleError: a sentence is empty or does not fit the context, or there are not as many as videos.
+        """
+        if len(videos) != len(sentences):
+            raise SampleError(f"Every video needs a sentence, got {len(videos)} videos and {len(sentences)} sentences.")
+        if not videos:
+            return []
         processor = self.processor
-        index = uniform_frame_index(info.times, processor.fps, processor.max_frames)
-        frames = decode_frames(info, index)
-        times = info.times[index]
-        (prediction,) = self.predict(
-            [frames], [times.tolist()], [sentence], durations=[info.duration], spatial_fps=spatial_fps
+        infos = [probe(video) for video in videos]
+        indices = [np.asarray(uniform_frame_index(i.times, processor.fps, processor.max_frames)) for i in infos]
+        predictions = self.predict(
+            [decode_frames(info, index) for info, index in zip(infos, indices, strict=True)],
+            [info.times[index].tolist() for info, index in zip(infos, indices, strict=True)],
+            sentences,
+            durations=[info.duration for info in infos],
+            spatial_fps=spatial_fps,
         )
-        return _to_result(str(video), sentence, info, np.asarray(index), prediction)
+        each = zip(videos, sentences, infos, indices, predictions, strict=True)
+        return [_to_result(str(video), sentence, *rest) for video, sentence, *rest in each]
 
     @torch.inference_mode()
     def predict(
@@ -101,7 +128,7 @@ class GroundingMixin:
         oracle_intervals: Sequence[tuple[float, float]] | None = None,
         spatial_fps: float | None = None,
     ) -> list[ClipPrediction]:
-        """Ground a batch of decoded clips of equal frame count and size.
+        """Ground a batch of decoded clips; frame counts and sizes may differ.
 
         Args:
             frames: B arrays uint8 `[T, H, W, 3]`.
@@ -114,164 +141,61 @@ class GroundingMixin:
         self.eval()
         processor = self.processor
         inputs = processor(frames, times, sentences).to(self.device)
-        visual = self.encode_video(inputs["pixel_values"], inputs["video_grid_thw"])
-        prompt_ids, prompt_mask = inputs["input_ids"], inputs["attention_mask"]
-        position_ids, next_position = self.position_ids(prompt_ids, prompt_mask, visual.grid)
-        hidden_states, cache = self.run_language_model(
-            self.embed_prompt(prompt_ids, visual.merged),
-            position_ids=position_ids,
-            attention_mask=prompt_mask,
-            use_cache=True,
-        )
-        decoding = _Decoding(self, cache, prompt_mask, next_position)
-        count = len(sentences)
-        answers, texts = [""] * count, [None] * count
+        ids, grids = inputs["input_ids"], inputs["video_grid_thw"]
+        encoded = encode_clips(self, inputs["pixel_values"], grids)
+        clips: dict[int, list[torch.Tensor]] = {}
+        for members, visual in encoded:
+            clips |= {clip: visual.tokens(place) for place, clip in enumerate(members)}
+        in_order = [clips[i] for i in range(len(sentences))]
+        decoding = CachedDecoding(self, ids, inputs["attention_mask"], in_order, grids[:, 1:])
+        answers, texts = [""] * len(sentences), [None] * len(sentences)
         if self.config.interval_source == "text":
-            answers = decoding.generate(self.backbone.lm_head(hidden_states[-1][:, -1]), processor.tokenizer)
+            answers = decoding.generate(processor.tokenizer)
             texts = [_read_answer(*each) for each in zip(answers, times, durations, strict=True)]  # type: ignore[misc]
         # An answer that cannot be read is hidden from the bridging tokens, as answer dropout does in training.
-        readable = torch.tensor([text is not None for text in texts], device=self.device)
-        queries = decoding.bridge(readable)
+        queries = decoding.bridge(torch.tensor([text is not None for text in texts], device=self.device))
 
-        group_states, group_ends = self.group_states(prompt_ids, hidden_states[-1], visual)
-        memory = self.visual_memory(visual, group_states)
-        spatial = _Spatial(self, queries, memory, visual, inputs["frame_times"])
-        lengths = [len(t) for t in times]
-        presence, best = spatial.presence(max(lengths))
-        relevance = None
-        if self.config.dense_alignment:
-            relevance = self.relevance_logits(group_states, group_ends).float().sigmoid().cpu().numpy()
-        intervals: list[tuple[float, float]] = []
-        sources: list[IntervalSource] = []
-        curves = []
-        for i, text in enumerate(texts):
-            curve = presence[i, : lengths[i]]
-            if relevance is not None:
-                curve = (curve + relevance[i, : lengths[i]]) / 2
-            curves.append(curve)
-            intervals.append(text or presence_interval(curve, times[i], durations[i], self.config.presence_threshold))
-            sources.append("presence" if text is None else "text")
-        chosen = [_frames_inside(t, span, spatial_fps) for t, span in zip(times, intervals, strict=True)]
-        boxes, kept = spatial.boxes(chosen, best)
-        oracle_frames: list[Any] = [None] * count
-        oracle_boxes: list[Any] = [None] * count
-        if oracle_intervals is not None:
-            oracle_frames = [_frames_inside(t, o, None) for t, o in zip(times, oracle_intervals, strict=True)]
-            oracle_boxes, _ = spatial.boxes(oracle_frames, best)
-        return [
-            ClipPrediction(
-                answer=answers[i],
-                interval=intervals[i],
-                interval_source=sources[i],
-                presence=curves[i],
-                frames=chosen[i],
-                boxes=boxes[i],
-                kept=kept[i],
-                grid=spatial.grid,
-                oracle_frames=oracle_frames[i],
-                oracle_boxes=oracle_boxes[i],
+        predictions: dict[int, ClipPrediction] = {}
+        for members, visual in encoded:
+            group_states, group_ends = self.group_states(ids[members], decoding.prompt_states[members], visual)
+            spatial = SpatialPass(
+                self,
+                BridgeQueries(queries.interactive[:, members], queries.aggregated[members]),
+                self.visual_memory(visual, group_states),
+                visual,
+                inputs["frame_times"][members],
+                [len(times[clip]) for clip in members],
             )
-            for i in range(count)
-        ]
-
-
-class _Decoding:
-    """Greedy answer and bridging forward on one KV cache; rows that end early are padded and masked."""
-
-    def __init__(
-        self, model: BridgeSTGForVideoGrounding, cache: Any, mask: torch.Tensor, position: torch.Tensor
-    ) -> None:
-        self.model, self.cache, self.mask, self.position = model, cache, mask, position
-        self.prompt_length = mask.shape[1]
-
-    def _step(self, ids: torch.Tensor, real: torch.Tensor, visible: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Run `ids` `[B, n]` (where `real`, else padding) seeing `visible` `[B, cached]`; advances the positions."""
-        steps = real.long().cumsum(-1)
-        positions = self.position[:, None] + steps - real.long()
-        self.position = self.position + steps[:, -1]
-        hidden, self.cache = self.model.run_language_model(
-            self.model.get_input_embeddings()(ids),
-            position_ids=positions.expand(3, -1, -1),
-            attention_mask=torch.cat([visible, real.long()], dim=1),
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return hidden
-
-    def generate(self, logits: torch.Tensor, tokenizer: Any) -> list[str]:
-        end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-        running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        generated = []
-        for _ in range(self.model.config.max_answer_tokens):
-            ids = torch.where(running, logits.argmax(-1), pad)
-            generated.append(ids)
-            hidden = self._step(ids[:, None], running[:, None], self.mask)
-            self.mask = torch.cat([self.mask, running[:, None].long()], dim=1)
-            running = running & (ids != end)
-            if not bool(running.any()):
-                break
-            logits = self.model.backbone.lm_head(hidden[-1][:, -1])
-        return [t.strip() for t in tokenizer.batch_decode(torch.stack(generated, 1), skip_special_tokens=True)]
-
-    def bridge(self, answer_visible: torch.Tensor) -> BridgeQueries:
-        config = self.model.config
-        batch = len(self.mask)
-        assert config.bridge_token_id is not None
-        ids = torch.arange(config.bridge_tokens, device=self.mask.device) + config.bridge_token_id
-        ids = ids.expand(batch, -1)
-        visible = self.mask.clone()
-        visible[:, self.prompt_length :] *= answer_visible[:, None].long()
-        hidden = self._step(ids, torch.ones_like(ids, dtype=torch.bool), visible)
-        return self.model.bridge_queries(hidden, torch.ones_like(ids, dtype=torch.bool))
-
-
-class _Spatial:
-    """The spatial half of one batch: memory and queries fixed, frames chosen per call."""
-
-    def __init__(
-        self,
-        model: BridgeSTGForVideoGrounding,
-        queries: BridgeQueries,
-        memory: torch.Tensor,
-        visual: VisualTokens,
-        times: torch.Tensor,
-    ) -> None:
-        self.model, self.queries, self.memory, self.times = model, queries, memory, times
-        self.centres = model.memory_centres(visual)
-        scale = round((len(visual.centres) / len(self.centres)) ** 0.5)
-        self.grid = (visual.grid[0] // scale, visual.grid[1] // scale)
-
-    def _localise(self, frames: torch.Tensor) -> Any:
-        return self.model.localise(self.queries, self.memory, self.centres, frames.to(self.memory.device), self.times)
-
-    def presence(self, frame_count: int) -> tuple[np.ndarray, torch.Tensor]:
-        """Presence `[B, T]` of each clip's best hypothesis (highest mean presence), and which one it is `[B]`."""
-        frames = torch.arange(frame_count).expand(len(self.memory), -1)
-        presence = self._localise(frames).tubes.presence[-1].float().sigmoid()  # [B, T, M]
-        best = presence.mean(1).argmax(-1)
-        chosen = presence.gather(2, best[:, None, None].expand(-1, frame_count, 1)).squeeze(-1)
-        return chosen.cpu().numpy(), best
-
-    def boxes(self, chosen: Sequence[np.ndarray], best: torch.Tensor) -> tuple[list[np.ndarray], list[Any]]:
-        """xyxy boxes in [0, 1] and kept tokens at the chosen frames of every clip."""
-        width = max(len(frames) for frames in chosen)
-        index = torch.full((len(chosen), width), -1)
-        for row, frames in zip(index, chosen, strict=True):
-            row[: len(frames)] = torch.from_numpy(frames)
-        located = self._localise(index)
-        rows = torch.arange(len(chosen), device=best.device)
-        boxes = cxcywh_to_xyxy(located.tubes.boxes[-1][rows, :, best].float()).clamp(0, 1).cpu().numpy()  # [B, S, 4]
-        kept: list[Any] = [[] for _ in chosen]
-        if located.kept_index is not None:
-            place = ((self.centres * torch.tensor(self.grid[::-1], device=self.centres.device)).long()).cpu().numpy()
-            row_major = place[:, 1] * self.grid[1] + place[:, 0]
-            tokens, scores = located.kept_index.cpu().numpy(), located.kept_score.float().cpu().numpy()
-            for i, frames in enumerate(chosen):
-                for s in range(len(frames)):
-                    places = row_major[tokens[i, s]]
-                    order = places.argsort()
-                    kept[i].append((places[order], scores[i, s][order]))
-        return [boxes[i, : len(frames)] for i, frames in enumerate(chosen)], kept
+            curves, best = spatial.presence()
+            if self.config.dense_alignment:
+                relevance = self.relevance_logits(group_states, group_ends).float().sigmoid().cpu().numpy()
+                curves = [(curve + row[: len(curve)]) / 2 for curve, row in zip(curves, relevance, strict=True)]
+            intervals = [
+                texts[clip] or presence_interval(curve, times[clip], durations[clip], self.config.presence_threshold)
+                for clip, curve in zip(members, curves, strict=True)
+            ]
+            each = list(zip(members, intervals, strict=True))
+            chosen = [_frames_inside(times[clip], interval, spatial_fps) for clip, interval in each]
+            boxes, kept = spatial.boxes(chosen, best)
+            oracle_frames: list[Any] = [None] * len(members)
+            oracle_boxes: list[Any] = [None] * len(members)
+            if oracle_intervals is not None:
+                oracle_frames = [_frames_inside(times[clip], oracle_intervals[clip], None) for clip in members]
+                oracle_boxes, _ = spatial.boxes(oracle_frames, best)
+            for place, (clip, interval) in enumerate(each):
+                predictions[clip] = ClipPrediction(
+                    answer=answers[clip],
+                    interval=interval,
+                    interval_source="presence" if texts[clip] is None else "text",
+                    presence=curves[place],
+                    frames=chosen[place],
+                    boxes=boxes[place],
+                    kept=kept[place],
+                    grid=spatial.grid,
+                    oracle_frames=oracle_frames[place],
+                    oracle_boxes=oracle_boxes[place],
+                )
+        return [predictions[i] for i in range(len(sentences))]
 
 
 def presence_interval(

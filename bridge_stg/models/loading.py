@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, ModelError
+from .adapters import is_adapter_folder
 from .configuration_bridge_stg import BridgeSTGConfig
 from .modeling_bridge_stg import BridgeSTGForVideoGrounding
 from .processing_bridge_stg import BridgeSTGProcessor
+
+_NO_SETTINGS = {"self", "kwargs", "backbone_config", "backbone_name", "backbone_fingerprint"}
 
 
 def shipped_model() -> Path:
@@ -25,7 +29,7 @@ def load_model(
     """A model with its processor, ready to ground.
 
     Args:
-        folder: saved by `save_pretrained`; None takes the shipped tiny checkpoint.
+        folder: saved by `save_pretrained`, whole or as adapters; None takes the shipped tiny checkpoint.
         settings: fields of `BridgeSTGConfig` to switch at inference, such as {"keep": 1.0, "gate": False}.
 
     Raises:
@@ -40,6 +44,8 @@ def load_model(
         if config.model_type != BridgeSTGConfig.model_type:
             raise ModelError(f"{folder} holds a {config.model_type} model, not a {BridgeSTGConfig.model_type} one.")
         apply_settings(config, settings or {})
+        if is_adapter_folder(folder):
+            return BridgeSTGForVideoGrounding.load_adapters(folder, config=config)
         model, loading = BridgeSTGForVideoGrounding.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
@@ -62,7 +68,7 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
     Raises:
         ConfigError: an unknown field, or a value out of range.
     """
-    fields = BridgeSTGConfig().to_dict().keys() - {"backbone_config", "model_type", "transformers_version"}
+    fields = inspect.signature(BridgeSTGConfig.__init__).parameters.keys() - _NO_SETTINGS
     for key, value in settings.items():
         if key not in fields:
             raise ConfigError(f"{key!r} is not a setting of the model; the settings are in BridgeSTGConfig.")

@@ -2,81 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
-from transformers.utils import ModelOutput
 
 from ..modules.frame_contrast import FrameContrast
 from ..modules.query_guided_token_pruner import QueryGuidedTokenPruner
 from ..modules.semantic_bridge import BridgeQueries, SemanticBridge
-from ..modules.spatial_decoder import DecodedTubes, SpatialDecoder, sinusoidal_embedding
+from ..modules.spatial_decoder import SpatialDecoder, sinusoidal_embedding
+from .adapters import BackboneMixin
+from .backbones import family_of
 from .configuration_bridge_stg import BridgeSTGConfig
 from .grounding import GroundingMixin
+from .outputs import BridgeSTGOutput, Localisation
 from .vision_attention import batch_vision_attention
-
-
-class VisualTokens(NamedTuple):
-    """Vision tower output of a batch of clips with one grid.
-
-    Attributes:
-        patches: `[B, G, N, Dv]`, patch features before the merger, in merge-block order.
-        merged: `[B, G, N / merge^2, D]`, what the LLM reads.
-        centres: `[N, 2]`, (x, y) of every patch in [0, 1].
-        grid: (rows, columns) of patches.
-    """
-
-    patches: torch.Tensor
-    merged: torch.Tensor
-    centres: torch.Tensor
-    grid: tuple[int, int]
-
-
-class Localisation(NamedTuple):
-    """What the spatial half returns for S frames.
-
-    Attributes:
-        tubes: boxes and presence of every decoder layer.
-        token_scores: `[B, S, N]` fp32, pruning score of every token, or None without pruning.
-        kept_index: `[B, S, K]` tokens kept, in memory order.
-        kept_score: `[B, S, K]`.
-    """
-
-    tubes: DecodedTubes
-    token_scores: torch.Tensor | None
-    kept_index: torch.Tensor | None
-    kept_score: torch.Tensor | None
-
-
-@dataclass
-class BridgeSTGOutput(ModelOutput):
-    """Training-time outputs. B clips, T frames, G temporal groups, S spatial frames, M hypotheses, L layers.
-
-    Attributes:
-        answer_logits: `[n, V]`, at the positions whose label is not -100, or None without labels.
-        answer_targets: `[n]`, the labels at these positions.
-        relevance: `[B, T]` logits of dense alignment: is frame t inside the event?
-        contrast: `[B, T]` logits of the frame contrast (one value per group, repeated for its frames).
-        boxes: `[L, B, S, M, 4]` cxcywh in [0, 1].
-        presence: `[L, B, S, M]` logits.
-        token_scores: `[B, S, N]`, pruning scores.
-        token_centres: `[N, 2]`, (x, y) in [0, 1].
-    """
-
-    answer_logits: torch.Tensor | None = None
-    answer_targets: torch.Tensor | None = None
-    relevance: torch.Tensor | None = None
-    contrast: torch.Tensor | None = None
-    boxes: torch.Tensor | None = None
-    presence: torch.Tensor | None = None
-    token_scores: torch.Tensor | None = None
-    token_centres: torch.Tensor | None = None
+from .visual_tokens import VisualTokens, pad_groups, patch_centres
 
 
 class BridgeSTGPreTrainedModel(PreTrainedModel):
@@ -85,24 +29,47 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    _no_split_modules: ClassVar[list[str]] = ["Qwen2_5_VLDecoderLayer", "Qwen2_5_VLVisionBlock"]
+    # Boxes in bf16 would be off by 0.4% of a frame; the spatial half is small beside a real backbone.
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [
+        "semantic_bridge",
+        "blind_queries",
+        "bridge_embeddings",
+        "memory_norm",
+        "memory_projection",
+        "memory_position",
+        "memory_phase",
+        "memory_lm_norm",
+        "memory_lm_projection",
+        "pruner",
+        "spatial_decoder",
+        "frame_contrast",
+        "dense_alignment",
+    ]
 
     def _init_weights(self, module: nn.Module) -> None:
         """The backbone initialises itself; our own modules keep the initialisation of their constructors."""
 
 
-class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
+class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrainedModel):
     """The model of the package: see `docs/model.md` for the parts and `BridgeSTGConfig` for their switches.
 
-    All clips of a batch share one grid (rows, columns, groups): `BridgeSTGProcessor` pads the text, not the video.
+    Args:
+        config: the architecture.
+        backbone: a loaded backbone of `config.backbone_config`, taken as it is; None builds one with random weights.
     """
 
-    def __init__(self, config: BridgeSTGConfig) -> None:
+    def __init__(self, config: BridgeSTGConfig, backbone: Any = None) -> None:
         super().__init__(config)
         vision, text = config.backbone_config.vision_config, config.backbone_config.text_config
         dim = config.decoder_dim
-        self.backbone = Qwen2_5_VLForConditionalGeneration(config.backbone_config)
+        self.family = family_of(config.backbone_config.model_type)
+        self.backbone: Any = self.family.network()(config.backbone_config) if backbone is None else backbone
+        if backbone is not None:
+            for module in backbone.modules():  # or post_init would draw its weights anew
+                module.__dict__["_is_hf_initialized"] = True
         batch_vision_attention(self.backbone.model.visual)
+        if config.separate_bridge_embeddings:
+            self.bridge_embeddings = nn.Parameter(torch.zeros(config.bridge_tokens, text.hidden_size))
         multi_layer = config.interactive_queries == "multi"
         self.semantic_bridge = SemanticBridge(text.hidden_size, dim, config.bridge_layers, multi_layer=multi_layer)
         if not config.semantic_bridge:
@@ -132,6 +99,10 @@ class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
             )
         self.post_init()
 
+    @property
+    def spatial_dtype(self) -> torch.dtype:
+        return self.memory_projection.weight.dtype
+
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
@@ -141,75 +112,99 @@ class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
     # Vision ----------------------------------------------------------------------------------------------------
 
     def encode_video(self, pixel_values: torch.Tensor, video_grid_thw: torch.Tensor) -> VisualTokens:
-        """Run the vision tower.
+        """Run the vision tower over clips whose frames have one size.
 
         Args:
-            pixel_values: `[B*G*rows*cols, 3*tp*P*P]` from `BridgeSTGProcessor`.
-            video_grid_thw: int64 `[B, 3]`, all rows equal.
+            pixel_values: `[rows of all clips, 3*tp*P*P]` from `BridgeSTGProcessor`.
+            video_grid_thw: int64 `[B, 3]`, (groups, rows, columns); rows and columns equal.
 
         Raises:
-            ValueError: the clips differ in grid.
+            ValueError: the clips differ in rows or columns.
         """
         grids = video_grid_thw.tolist()
-        if any(grid != grids[0] for grid in grids):
-            raise ValueError(f"all clips of a batch must share one grid (groups, rows, columns), got {grids}.")
-        visual = self.backbone.model.visual
-        groups, rows, columns = grids[0]
-        merge = visual.spatial_merge_size
-        captured: list[torch.Tensor] = []
-        hook = visual.merger.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
-        try:
-            merged = visual(pixel_values.to(visual.dtype), grid_thw=video_grid_thw).pooler_output
-        finally:
-            hook.remove()
-        order = _window_order(groups * len(grids), rows, columns, self.config.backbone_config.vision_config)
-        patches = captured[0].unflatten(0, (-1, merge * merge))
-        if order is not None:
-            patches = patches[order.to(patches.device)]
-        shape = (len(grids), groups)
-        patches = patches.reshape(*shape, rows * columns, -1)
-        centres = _patch_centres(rows, columns, merge).to(patches.device)
-        return VisualTokens(patches, merged.reshape(*shape, -1, merged.shape[-1]), centres, (rows, columns))
+        _, rows, columns = grids[0]
+        if any(grid[1:] != [rows, columns] for grid in grids):
+            raise ValueError(f"all clips of a batch must share one grid (rows, columns), got {grids}.")
+        vision = self.config.backbone_config.vision_config
+        encoded = self.family.encode(self.backbone.model.visual, pixel_values, video_grid_thw, vision)
+        groups = tuple(grid[0] for grid in grids)
+        patches, merged, *deepstack = (
+            pad_groups(tokens.reshape(sum(groups), -1, tokens.shape[-1]), groups)
+            for tokens in (encoded[0], encoded[1], *encoded[2])
+        )
+        centres = patch_centres(rows, columns, vision.spatial_merge_size).to(patches.device)
+        return VisualTokens(patches, merged, centres, (rows, columns), groups, tuple(deepstack))
 
     # Language --------------------------------------------------------------------------------------------------
 
     def position_ids(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, grid: tuple[int, int]
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, grid: tuple[int, int] | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """mRoPE positions of a prompt in which every temporal group is a visual block of its own.
 
         Text advances all three axes by one; a group of r x c merged tokens occupies (p, p + row, p + column) and the
-        text goes on at p + max(r, c), as Qwen3-VL does for timestamped groups.
+        text goes on at p + max(r, c), as Qwen3-VL does, and Qwen2.5-VL for a video of a single group.
 
         Args:
             input_ids: `[B, L]`.
             attention_mask: `[B, L]`, 0 at padding on either side.
-            grid: (rows, columns) of patches.
+            grid: (rows, columns) of patches, of all clips or int64 `[B, 2]`.
 
         Returns:
             (`[3, B, L]` positions, `[B]` the next free position).
         """
         merge = self.config.backbone_config.vision_config.spatial_merge_size
-        rows, columns = grid[0] // merge, grid[1] // merge
+        size = torch.as_tensor(grid, device=input_ids.device).reshape(-1, 2) // merge
+        rows, columns = size[:, :1], size[:, 1:]  # [B or 1, 1]
         per_group = rows * columns
         visual = input_ids == self.config.backbone_config.video_token_id
         inside = (visual.cumsum(-1) - 1).clamp(min=0) % per_group
         last = visual & (inside == per_group - 1)
-        step = torch.where(visual, last.long() * max(rows, columns), 1) * attention_mask.long()
+        step = torch.where(visual, last.long() * torch.maximum(rows, columns), 1) * attention_mask.long()
         start = step.cumsum(-1) - step
         offsets = torch.stack([torch.zeros_like(inside), inside // columns, inside % columns])
         return start + offsets * visual, start[:, -1] + step[:, -1]
 
-    def embed_prompt(self, input_ids: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
-        """Token embeddings `[B, L, D]` with the visual placeholders replaced by `merged` `[B, G, n, D]`."""
+    def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Embeddings `[B, L, D]`; the bridging tokens from their own parameter where the configuration has one."""
         embeds = self.get_input_embeddings()(input_ids)
+        if not self.config.separate_bridge_embeddings:
+            return embeds
+        bridge = self.bridge_token_mask(input_ids)
+        index = (input_ids - self.config.bridge_token_id).clamp(0, self.config.bridge_tokens - 1)
+        return torch.where(bridge[..., None], self.bridge_embeddings[index].to(embeds.dtype), embeds)
+
+    def embed_prompt(self, input_ids: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
+        """Token embeddings `[B, L, D]` with the visual placeholders replaced by `merged` `[..., D]`, clip by clip."""
+        embeds = self.embed_text(input_ids)
         mask = (input_ids == self.config.backbone_config.video_token_id)[..., None].expand_as(embeds)
         return embeds.masked_scatter(mask, merged.to(embeds.dtype))
 
-    def run_language_model(self, inputs_embeds: torch.Tensor, **kwargs: Any) -> tuple[tuple[torch.Tensor, ...], Any]:
-        """Hidden states (embeddings first, the last one normalised) and the cache of the LLM."""
-        output = self.backbone.model.language_model(inputs_embeds=inputs_embeds, output_hidden_states=True, **kwargs)
-        return output.hidden_states, output.past_key_values
+    def run_language_model(
+        self, inputs_embeds: torch.Tensor, *, all_states: bool = True, **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], Any]:
+        """Hidden states (embeddings first, the last one normalised; only that with `all_states` off) and the cache."""
+        output = self.backbone.model.language_model(
+            inputs_embeds=inputs_embeds, output_hidden_states=all_states, **kwargs
+        )
+        states = output.hidden_states if all_states else (output.last_hidden_state,)
+        return states, output.past_key_values
+
+    def read_prompt(
+        self, input_ids: torch.Tensor, clips: Sequence[Sequence[torch.Tensor]], **kwargs: Any
+    ) -> tuple[tuple[torch.Tensor, ...], Any]:
+        """`run_language_model` on text and video, vision features of early layers included.
+
+        Args:
+            input_ids: `[B, L]`.
+            clips: `VisualTokens.tokens` of each clip.
+            kwargs: of `run_language_model`.
+        """
+        merged, *deepstack = (torch.cat(level) for level in zip(*clips, strict=True))
+        if deepstack:
+            kwargs["visual_pos_masks"] = input_ids == self.config.backbone_config.video_token_id
+            kwargs["deepstack_visual_embeds"] = deepstack
+        return self.run_language_model(self.embed_prompt(input_ids, merged), **kwargs)
 
     def bridge_queries(self, hidden_states: tuple[torch.Tensor, ...], where: torch.Tensor) -> BridgeQueries:
         """STSB over the states at the bridging tokens.
@@ -223,7 +218,7 @@ class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
             states = [layer.expand(batch, -1, -1) for layer in self.blind_queries]
         else:
             picked = (hidden_states[i] for i in self.config.bridge_layer_indices)
-            states = [state[where].unflatten(0, (batch, -1)) for state in picked]
+            states = [state[where].unflatten(0, (batch, -1)).to(self.spatial_dtype) for state in picked]
         return self.semantic_bridge(states)
 
     # Space -----------------------------------------------------------------------------------------------------
@@ -231,11 +226,11 @@ class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
     def visual_memory(self, visual: VisualTokens, lm_states: torch.Tensor | None) -> torch.Tensor:
         """Memory `[B, G, N, C]`: projected visual tokens, position, and LLM states `[B, G, n, D]` where configured."""
         features = visual.merged if self.config.memory_features == "merged" else visual.patches
-        memory = self.memory_projection(self.memory_norm(features))
-        centres = self.memory_centres(visual)
-        memory = memory + self.memory_position(sinusoidal_embedding(8 * centres, self.config.decoder_dim).flatten(-2))
+        memory = self.memory_projection(self.memory_norm(features.to(self.spatial_dtype)))
+        place = sinusoidal_embedding(8 * self.memory_centres(visual), self.config.decoder_dim).flatten(-2)
+        memory = memory + self.memory_position(place.to(self.spatial_dtype))
         if self.config.memory_features == "vision+lm" and lm_states is not None:
-            lm = self.memory_lm_projection(self.memory_lm_norm(lm_states))
+            lm = self.memory_lm_projection(self.memory_lm_norm(lm_states.to(self.spatial_dtype)))
             memory = memory + lm.repeat_interleave(memory.shape[2] // lm.shape[2], dim=2)
         return memory
 
@@ -293,7 +288,7 @@ class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
     def relevance_logits(self, group_states: torch.Tensor, group_ends: torch.Tensor) -> torch.Tensor:
         """Dense alignment `[B, T]` from the LLM states of each group `[B, G, n, D]` and at its end `[B, G, D]`."""
         pooled = torch.cat([group_states.mean(2), group_ends], dim=-1)
-        return self.dense_alignment(pooled).flatten(1)
+        return self.dense_alignment(pooled.to(self.spatial_dtype)).flatten(1)
 
     def forward(
         self,
@@ -312,36 +307,43 @@ class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
             input_ids: int64 `[B, L]`, ending in M bridging tokens a row (right padding).
             attention_mask: `[B, L]`.
             pixel_values, video_grid_thw: see `encode_video`.
-            frame_times: `[B, T]` seconds of the frames the MLLM sees.
+            frame_times: `[B, T]` seconds of the frames the MLLM sees; anything behind the last of a shorter clip.
             frame_index: int64 `[B, S]` frames the spatial decoder sees; -1 is padding.
             labels: `[B, L]`, -100 where no loss; None for no language-model loss.
             hidden_answer: bool `[B, L]`, tokens the bridging tokens must not see (answer dropout). Needs an attention
                 implementation that takes a dense mask (sdpa or eager).
+
+        Raises:
+            ValueError: the clips differ in rows or columns, or `hidden_answer` hides anything from flash attention.
         """
         visual = self.encode_video(pixel_values, video_grid_thw)
         bridge = self.bridge_token_mask(input_ids)
         position_ids, _ = self.position_ids(input_ids, attention_mask, visual.grid)
         mask: Any = attention_mask
-        if hidden_answer is not None:
-            mask = {"full_attention": _bridge_mask(attention_mask, bridge, hidden_answer)}
-        hidden_states, _ = self.run_language_model(
-            self.embed_prompt(input_ids, visual.merged), position_ids=position_ids, attention_mask=mask, use_cache=False
+        attention = self.config.backbone_config.text_config._attn_implementation
+        if hidden_answer is not None and ("flash" not in attention or bool(hidden_answer.any())):
+            visible = _bridge_mask(attention_mask, bridge, hidden_answer)
+            mask = self.family.dense_mask(visible, attention, self.backbone.dtype)
+        clips = [visual.tokens(clip) for clip in range(len(input_ids))]
+        hidden_states, _ = self.read_prompt(
+            input_ids, clips, position_ids=position_ids, attention_mask=mask, use_cache=False
         )
         group_states, group_ends = self.group_states(input_ids, hidden_states[-1], visual)
         memory = self.visual_memory(visual, group_states)
         centres = self.memory_centres(visual)
         queries = self.bridge_queries(hidden_states, bridge)
         located = self.localise(queries, memory, centres, frame_index, frame_times)
+        group_size = self.config.backbone_config.vision_config.temporal_patch_size
         output = BridgeSTGOutput(
             boxes=located.tubes.boxes,
             presence=located.tubes.presence,
             token_scores=located.token_scores,
             token_centres=centres,
+            frame_mask=visual.frame_mask(group_size),
         )
         if self.config.dense_alignment:
             output.relevance = self.relevance_logits(group_states, group_ends)
         if self.config.frame_contrast:
-            group_size = self.config.backbone_config.vision_config.temporal_patch_size
             contrast = self.frame_contrast(queries.aggregated, memory.mean(2))
             output.contrast = contrast.repeat_interleave(group_size, dim=1)
         if labels is not None:
@@ -363,10 +365,9 @@ class BridgeSTGForVideoGrounding(BridgeSTGPreTrainedModel, GroundingMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """LLM states at the visual tokens `[B, G, n, D]` and at each group's `<|vision_end|>` `[B, G, D]`."""
         backbone = self.config.backbone_config
-        shape = visual.merged.shape[:3]
-        inside = states[input_ids == backbone.video_token_id].unflatten(0, shape)
-        ends = states[input_ids == backbone.vision_end_token_id].unflatten(0, shape[:2])
-        return inside, ends
+        inside = states[input_ids == backbone.video_token_id].unflatten(0, (-1, visual.merged.shape[2]))
+        ends = states[input_ids == backbone.vision_end_token_id]
+        return pad_groups(inside, visual.groups), pad_groups(ends, visual.groups)
 
 
 def _bridge_mask(attention_mask: torch.Tensor, bridge: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -377,29 +378,3 @@ def _bridge_mask(attention_mask: torch.Tensor, bridge: torch.Tensor, hidden: tor
     visible = visible & ~(bridge[:, :, None] & hidden[:, None])
     visible = visible | torch.eye(length, dtype=torch.bool, device=attention_mask.device)
     return visible[:, None]
-
-
-def _patch_centres(rows: int, columns: int, merge: int) -> torch.Tensor:
-    """(x, y) in [0, 1] of every patch in the processor's merge-block order, `[rows * columns, 2]`."""
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    centres = torch.stack([(x + 0.5) / columns, (y + 0.5) / rows], dim=-1)
-    blocks = centres.reshape(rows // merge, merge, columns // merge, merge, 2)
-    return blocks.permute(0, 2, 1, 3, 4).reshape(-1, 2)
-
-
-def _window_order(frames: int, rows: int, columns: int, vision: Any) -> torch.Tensor | None:
-    """Where each merged token stands in the vision tower's window order, or None when the order is unchanged.
-
-    Qwen2.5-VL groups merged tokens into square windows, row by row, each window read row by row.
-    """
-    merge = vision.spatial_merge_size
-    side = vision.window_size // merge // vision.patch_size
-    height, width = rows // merge, columns // merge
-    if height <= side and width <= side:
-        return None
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    windows_across = math.ceil(width / side)
-    window = (y // side) * windows_across + x // side
-    key = window * height * width + y * width + x
-    place = key.flatten().argsort().argsort()  # merged token -> place in its frame's window order
-    return (torch.arange(frames)[:, None] * height * width + place).flatten()

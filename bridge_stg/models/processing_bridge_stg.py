@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from transformers import BatchFeature, ProcessorMixin
 from ..errors import SampleError
 from ..ops import patchify_frames
 
+_NO_SETTINGS = ("self", "tokenizer", "kwargs")
 _ANSWER = re.compile(r"(\d+(?:\.\d+)?)\s*s?\s*to\s*(\d+(?:\.\d+)?)")
 
 
@@ -45,6 +47,7 @@ class BridgeSTGProcessor(ProcessorMixin):
         max_frames: bound of their number; longer clips are thinned evenly.
         bridge_tokens: M.
         timestamp_format: format string of a group's time in seconds; "" leaves timestamps out.
+        prompt_prefix, prompt_suffix: what the chat template writes around the user's turn.
     """
 
     attributes: ClassVar[list[str]] = ["tokenizer"]
@@ -64,6 +67,8 @@ class BridgeSTGProcessor(ProcessorMixin):
         max_frames: int = 64,
         bridge_tokens: int = 8,
         timestamp_format: str = "{:.1f} s",
+        prompt_prefix: str = "<|im_start|>user\n",
+        prompt_suffix: str = "<|im_end|>\n<|im_start|>assistant\n",
         **kwargs: Any,
     ) -> None:
         self.patch_size = patch_size
@@ -77,7 +82,18 @@ class BridgeSTGProcessor(ProcessorMixin):
         self.max_frames = max_frames
         self.bridge_tokens = bridge_tokens
         self.timestamp_format = timestamp_format
+        self.prompt_prefix = prompt_prefix
+        self.prompt_suffix = prompt_suffix
         super().__init__(tokenizer, **kwargs)
+
+    @classmethod
+    def setting_names(cls) -> list[str]:
+        """The constructor's arguments, the tokenizer aside."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in _NO_SETTINGS]
+
+    def settings(self) -> dict[str, Any]:
+        """What `BridgeSTGProcessor(tokenizer, **settings)` takes to build this processor again."""
+        return {name: getattr(self, name) for name in self.setting_names()}
 
     # Pixels ----------------------------------------------------------------------------------------------------
 
@@ -115,15 +131,17 @@ class BridgeSTGProcessor(ProcessorMixin):
     def prompt(self, sentence: str, group_times: Sequence[float], tokens_per_group: int) -> str:
         """The user turn: sentence, then time and placeholders of every temporal group; opens the assistant's turn.
 
+        A sentence cannot write special tokens: its `<|` become `< |`.
+
         Raises:
             SampleError: the sentence is empty.
         """
-        sentence = " ".join(sentence.split())
+        sentence = " ".join(sentence.split()).replace("<|", "< |")
         if not sentence:
             raise SampleError("The sentence must not be empty.")
         visual = "<|vision_start|>" + "<|video_pad|>" * tokens_per_group + "<|vision_end|>"
         groups = "".join(self.timestamp_format.format(time) + visual for time in group_times)
-        return f"<|im_start|>user\n{sentence}\n{groups}<|im_end|>\n<|im_start|>assistant\n"
+        return f"{self.prompt_prefix}{sentence}\n{groups}{self.prompt_suffix}"
 
     def bridge_text(self) -> str:
         return "".join(f"<|bridge_{i}|>" for i in range(self.bridge_tokens))
@@ -143,11 +161,11 @@ class BridgeSTGProcessor(ProcessorMixin):
         *,
         training: bool = False,
     ) -> BatchFeature:
-        """Inputs of a batch of clips with equal frame counts and sizes.
+        """Inputs of a batch of clips; frame counts and sizes may differ.
 
         Args:
             frames: B arrays uint8 `[T, H, W, 3]`.
-            frame_times: B lists of T seconds.
+            frame_times: B lists of T seconds; in the features, the last one repeats behind shorter clips.
             sentences: B texts.
             answers: B answer texts (None: no answer); used in training only.
             training: True closes every sequence with its answer and the bridging tokens (right padding)
@@ -161,12 +179,13 @@ class BridgeSTGProcessor(ProcessorMixin):
             SampleError: an empty sentence, or one that does not fit the context.
         """
         pixels, grids = zip(*(self.pixel_values(video) for video in frames), strict=True)
-        tokens_per_group = int(grids[0][0, 1] * grids[0][0, 2]) // self.merge_size**2
-        prompts = [
-            self.tokenizer(self.prompt(sentence, self.group_times(times), tokens_per_group))["input_ids"]
-            for sentence, times in zip(sentences, frame_times, strict=True)
+        texts = [
+            self.prompt(sentence, self.group_times(times), int(grid[0, 1:].prod()) // self.merge_size**2)
+            for sentence, times, grid in zip(sentences, frame_times, grids, strict=True)
         ]
-        padded = [list(times) + [times[-1]] * (-len(times) % self.temporal_patch_size) for times in frame_times]
+        prompts = [self.tokenizer(text)["input_ids"] for text in texts]
+        frame_count = max(int(grid[0, 0]) for grid in grids) * self.temporal_patch_size
+        padded = [list(times) + [times[-1]] * (frame_count - len(times)) for times in frame_times]
         features: dict[str, Any] = {
             "pixel_values": torch.cat(pixels),
             "video_grid_thw": torch.cat(grids),

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from functools import cache
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLVisionAttention, apply_rotary_pos_emb_vision
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision
 
 
-class BatchedVisionAttention(Qwen2_5_VLVisionAttention):
-    """`Qwen2_5_VLVisionAttention` that folds segments of one length into the batch dimension.
+class BatchedVisionAttention(nn.Module):
+    """Mixed into a family's vision attention: folds neighbouring segments of one length into the batch dimension.
 
-    The stock module splits the sequence by `cu_seqlens` and calls the attention once per frame and layer. Frames of
-    one video have the same number of patches, so one call over `[segments, heads, patches, head_dim]` does the same.
-    Falls back to the stock path for ragged segments and for flash attention, which takes `cu_seqlens` itself.
+    The stock modules split the sequence by `cu_seqlens` and call the attention once per frame and layer. Frames of one
+    video have the same number of patches, so one call over `[segments, heads, patches, head_dim]` does the same; clips
+    of different frame sizes take one call each. Flash attention takes `cu_seqlens` itself and keeps the stock path.
     """
+
+    config: Any
+    qkv: nn.Linear
+    proj: nn.Linear
+    num_heads: int
+    scaling: float
 
     def forward(
         self,
@@ -25,19 +33,32 @@ class BatchedVisionAttention(Qwen2_5_VLVisionAttention):
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        lengths = torch.diff(cu_seqlens).tolist()
-        if position_embeddings is None or "flash" in (self.config._attn_implementation or "") or len(set(lengths)) != 1:
+        if position_embeddings is None or "flash" in (self.config._attn_implementation or ""):
             return super().forward(hidden_states, cu_seqlens, position_embeddings=position_embeddings, **kwargs)
-        total = hidden_states.shape[0]
-        query, key, value = self.qkv(hidden_states).reshape(total, 3, self.num_heads, -1).unbind(1)
+        qkv = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.unbind(1)  # [patches of all segments, heads, head_dim]
         query, key = apply_rotary_pos_emb_vision(query, key, *position_embeddings)
-        query, key, value = (x.unflatten(0, (len(lengths), lengths[0])).transpose(1, 2) for x in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)  # [segments, H, patches, hd]
-        return self.proj(attended.transpose(1, 2).reshape(total, -1))
+        attended = []
+        start = 0
+        for length, run in groupby(torch.diff(cu_seqlens).tolist()):
+            stop = start + length * len(list(run))
+            q, k, v = (x[start:stop].unflatten(0, (-1, length)).transpose(1, 2) for x in (query, key, value))
+            out = F.scaled_dot_product_attention(q, k, v, scale=self.scaling)  # [segments, heads, patches, head_dim]
+            attended.append(out.transpose(1, 2).flatten(0, 1).flatten(1))
+            start = stop
+        return self.proj(torch.cat(attended))
 
 
 def batch_vision_attention(visual: nn.Module) -> None:
-    """Switch every attention of a Qwen2.5-VL vision tower to `BatchedVisionAttention`, in place; weights unchanged."""
-    for module in visual.modules():
-        if type(module) is Qwen2_5_VLVisionAttention:
-            module.__class__ = BatchedVisionAttention
+    """Switch every attention of a Qwen vision tower to the batched one, in place; weights unchanged."""
+    blocks = visual.blocks
+    assert isinstance(blocks, nn.ModuleList)
+    for block in blocks:
+        if not isinstance(block.attn, BatchedVisionAttention):
+            stock: Any = type(block.attn)
+            block.attn.__class__ = _batched(stock)
+
+
+@cache
+def _batched(stock: Any) -> Any:
+    return type(f"Batched{stock.__name__}", (BatchedVisionAttention, stock), {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
+from ..models.adapters import LORA_TARGETS
 from .losses import LossWeights
 
 
@@ -64,19 +65,58 @@ class ScheduleConfig:
 
 
 @dataclass
+class BackboneConfig:
+    """The pretrained video MLLM under the model.
+
+    Attributes:
+        name: folder, or name on the Hugging Face Hub; None trains the tiny model from nothing.
+        dtype: of its weights, such as bfloat16; "auto" takes that of the checkpoint.
+        attn_implementation: flash_attention_2, sdpa or eager; None takes transformers' choice.
+        freeze: train the spatial half and the bridging tokens only.
+        liger: use the kernels of liger-kernel in its LLM.
+    """
+
+    name: str | None = None
+    dtype: str = "auto"
+    attn_implementation: str | None = None
+    freeze: bool = False
+    liger: bool = False
+
+
+@dataclass
+class LoraSettings:
+    """Low-rank adapters on the LLM; they freeze the rest of the backbone.
+
+    Attributes:
+        rank: 0 adds none.
+        alpha: None takes 2 x rank.
+        targets: names of linear layers.
+        dropout: on the adapters' input.
+    """
+
+    rank: int = 0
+    alpha: float | None = None
+    targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
+    dropout: float = 0.05
+
+
+@dataclass
 class TrainingConfig:
     """A training run.
 
     Attributes:
         seed: of the initial weights, the data and the order.
         start_from: folder of a saved model whose weights are taken wherever name and shape agree.
-        model: fields of `BridgeSTGConfig` that differ from the tiny default.
-        processor: fields of `BridgeSTGProcessor` that differ from the tiny default.
+        backbone, lora: see their classes.
+        model: fields of `BridgeSTGConfig` that differ from the default (the tiny one without a backbone).
+        processor: fields of `BridgeSTGProcessor` that differ from the default (the checkpoint's with a backbone).
         data, schedule, losses: see their classes.
     """
 
     seed: int = 0
     start_from: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    lora: LoraSettings = field(default_factory=LoraSettings)
     model: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
@@ -92,8 +132,9 @@ def loss_weights_at(config: TrainingConfig, step: int) -> LossWeights:
     """
     for phase in config.data.phases:
         if step < phase.steps or phase is config.data.phases[-1]:
-            if unknown := sorted(phase.losses.keys() - set(LossWeights.names())):
-                raise ConfigError(f"{unknown[0]!r} is no loss; the losses are {', '.join(LossWeights.names())}.")
+            known = [field.name for field in fields(LossWeights)]
+            if unknown := sorted(phase.losses.keys() - set(known)):
+                raise ConfigError(f"{unknown[0]!r} is no loss weight; there are {', '.join(known)}.")
             return replace(config.losses, **phase.losses)
         step -= phase.steps
     return config.losses

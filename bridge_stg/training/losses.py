@@ -15,7 +15,10 @@ from .matcher import select_hypotheses
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of every term; our choices, after TubeDETR and STCAT where they overlap."""
+    """Weight of every term; our choices, after TubeDETR and STCAT where they overlap.
+
+    `auxiliary` is no term: it is the weight of the earlier decoder layers beside the last one's 1.
+    """
 
     language: float = 1.0
     alignment: float = 3.0
@@ -24,10 +27,11 @@ class LossWeights:
     box: float = 5.0
     giou: float = 2.0
     presence: float = 2.0
+    auxiliary: float = 1.0
 
     @classmethod
-    def names(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(cls))
+    def terms(cls) -> tuple[str, ...]:
+        return tuple(field.name for field in fields(cls) if field.name != "auxiliary")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class GroundingTargets:
 def grounding_losses(
     output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool
 ) -> dict[str, torch.Tensor]:
-    """Every term that has a label, unweighted, by name of `LossWeights`.
+    """Every term that has a label, unweighted, by name as in `LossWeights.terms`.
 
     Args:
         match_one: False supervises all tube hypotheses; True only that of least total cost per clip.
@@ -64,12 +68,16 @@ def grounding_losses(
         losses["language"] = F.cross_entropy(output.answer_logits.float(), output.answer_targets)
     if targets.has_interval.any():
         timed = targets.has_interval
+        real = torch.ones_like(targets.inside) if output.frame_mask is None else output.frame_mask
         if output.relevance is not None:
+            chosen = timed[:, None] & real
             losses["alignment"] = F.binary_cross_entropy_with_logits(
-                output.relevance[timed].float(), targets.inside[timed].float()
+                output.relevance[chosen].float(), targets.inside[chosen].float()
             )
         if output.contrast is not None:
-            losses["contrast"] = FrameContrast.loss(output.contrast[timed].float(), targets.inside[timed])
+            inside = targets.inside & ~(targets.inside | ~real).all(-1, keepdim=True)  # no negatives: no contrast
+            logits = output.contrast.float().masked_fill(~real, -1e4)
+            losses["contrast"] = FrameContrast.loss(logits[timed], inside[timed])
     if output.token_scores is not None and output.token_centres is not None and targets.has_box.any():
         losses["token"] = token_in_box_loss(output.token_scores, output.token_centres, targets)
     assert output.boxes is not None and output.presence is not None
@@ -96,7 +104,7 @@ def token_in_box_loss(scores: torch.Tensor, centres: torch.Tensor, targets: Grou
 def _tube_losses(
     boxes: torch.Tensor, presence: torch.Tensor, targets: GroundingTargets, weights: LossWeights, *, match_one: bool
 ) -> dict[str, torch.Tensor]:
-    """Box L1, GIoU and presence BCE, averaged over decoder layers.
+    """Box L1, GIoU and presence BCE, averaged over decoder layers with the weight of the auxiliary ones.
 
     boxes `[L, B, S, M, 4]`, presence `[L, B, S, M]`.
     """
@@ -117,11 +125,13 @@ def _tube_losses(
         box_weight = box_weight * chosen
     losses = {}
     hypotheses = boxes.shape[3]
-    layers = boxes.shape[0]
+    layer = torch.full((boxes.shape[0], 1, 1, 1), weights.auxiliary, device=boxes.device)
+    layer[-1] = 1.0
+    layers = layer.sum()
     if targets.has_box.any():
         count = box_weight.sum() * (1 if box_weight.shape[-1] > 1 else hypotheses) * layers
-        losses["box"] = (l1 * box_weight).sum() / count
-        losses["giou"] = (giou * box_weight).sum() / count
+        losses["box"] = (l1 * box_weight * layer).sum() / count
+        losses["giou"] = (giou * box_weight * layer).sum() / count
     if targets.has_presence.any():
-        losses["presence"] = (bce * presence_weight).sum() / (presence_weight.sum() * hypotheses * layers)
+        losses["presence"] = (bce * presence_weight * layer).sum() / (presence_weight.sum() * hypotheses * layers)
     return losses

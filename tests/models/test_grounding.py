@@ -132,3 +132,26 @@ def test_thinning_keeps_the_first_frame_of_each_slot(make_model):
     (all_frames,) = model.predict([frames], [times], ["red"], durations=[2.0])
     (thinned,) = model.predict([frames], [times], ["red"], durations=[2.0], spatial_fps=2.0)
     assert thinned.frames.tolist() == all_frames.frames.tolist()[::2]
+
+
+def test_a_batch_of_files_grounds_as_one_by_one(make_model, tmp_path):
+    """Different lengths, frame counts, sizes and sentences."""
+    model = make_model()
+    videos = [
+        write_clip(tmp_path / "a.mp4", 40, fps=20),
+        write_clip(tmp_path / "b.mp4", 9, size=(64, 64), fps=8),
+        write_clip(tmp_path / "c.mp4", 1, fps=10),
+        write_clip(tmp_path / "d.mp4", 60, size=(96, 64), fps=10),
+    ]
+    sentences = ["what moves left?", "the red circle that moves left", "red", "what moves up?"]
+    together = model.ground_batch(videos, sentences, spatial_fps=2.0)
+    for video, sentence, result in zip(videos, sentences, together, strict=True):
+        alone = model.ground(video, sentence, spatial_fps=2.0)
+        check(result, probe(video))
+        assert result.answer == alone.answer and result.interval_source == alone.interval_source
+        assert result.interval == pytest.approx(alone.interval, abs=1e-4)
+        np.testing.assert_allclose([e.box for e in result.tube], [e.box for e in alone.tube], atol=96e-4)
+        assert [k.index for k in result.kept_tokens] == [k.index for k in alone.kept_tokens]
+    assert model.ground_batch([], []) == []
+    with pytest.raises(SampleError, match="got 4 videos and 1 sentences"):
+        model.ground_batch(videos, ["red"])

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from transformers.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 
 from bridge_stg.models import BridgeSTGConfig, BridgeSTGForVideoGrounding, BridgeSTGProcessor
-from bridge_stg.models.modeling_bridge_stg import _window_order
+from bridge_stg.models.backbones import FAMILIES
 
 
 def test_output_shapes(make_model, batch):
@@ -97,7 +97,7 @@ def test_patches_come_back_in_place_from_windowed_attention(make_model, processo
     visual_tower.window_size = 48
     visual_tower.fullatt_block_indexes = [1]
     pixels, grid = processor.pixel_values(torch.randint(0, 255, (4, 64, 64, 3), dtype=torch.uint8))
-    assert _window_order(2, 8, 8, vision) is not None
+    assert FAMILIES["qwen2_5_vl"].patch_order(2, 8, 8, vision) is not None
     visual = model.encode_video(pixels, grid)
     again = visual_tower.merger(visual.patches.reshape(-1, visual.patches.shape[-1]))
     torch.testing.assert_close(again, visual.merged.reshape(-1, visual.merged.shape[-1]), atol=1e-5, rtol=1e-5)
@@ -106,7 +106,7 @@ def test_patches_come_back_in_place_from_windowed_attention(make_model, processo
 def test_clips_of_different_grids_are_refused(make_model, batch):
     inputs, _ = batch
     grid = inputs["video_grid_thw"].clone()
-    grid[1, 0] = 2
+    grid[1, 1:] = torch.tensor([4, 16])
     with pytest.raises(ValueError, match="must share one grid"):
         make_model().encode_video(inputs["pixel_values"], grid)
 

@@ -54,5 +54,5 @@ def test_a_phase_weighs_losses_its_own_way():
     assert [w.token for w in weights] == [9.0, 9.0, 2.0, 2.0, 2.0]
     assert {w.box for w in weights} == {4.0}
     wrong = load_config("demo", ["data.phases=[{steps: 2, mix: {image: 1}, losses: {colour: 9}}]"])
-    with pytest.raises(ConfigError, match="'colour' is no loss"):
+    with pytest.raises(ConfigError, match="'colour' is no loss weight"):
         loss_weights_at(wrong, 0)

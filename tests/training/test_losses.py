@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bridge_stg.models import BridgeSTGOutput
 from bridge_stg.training import GroundingTargets, LossWeights, grounding_losses
@@ -41,7 +42,7 @@ def make_output(**overrides):
 
 def test_an_undecided_model_scores_the_entropies():
     losses = grounding_losses(make_output(), make_targets(), LossWeights(), match_one=False)
-    assert set(losses) == set(LossWeights.names())
+    assert set(losses) == set(LossWeights.terms())
     expected = {
         "language": math.log(10),
         "alignment": math.log(2),
@@ -102,6 +103,19 @@ def test_all_hypotheses_learn_before_matching():
     assert (boxes.grad[:, 0, 0].abs().sum(-1) > 0).all()
 
 
+def test_earlier_layers_weigh_as_asked():
+    boxes = torch.full((L, B, S, M, 4), 0.5)
+    boxes[0] += 0.1  # an earlier layer that is off, a last one that is right
+
+    def box(auxiliary):
+        weights = LossWeights(auxiliary=auxiliary)
+        return grounding_losses(make_output(boxes=boxes), make_targets(), weights, match_one=False)["box"].item()
+
+    assert box(0.0) == pytest.approx(0.0, abs=1e-6)
+    assert box(1.0) == pytest.approx(0.4 / 2)
+    assert box(0.5) == pytest.approx(0.4 * 0.5 / 1.5)
+
+
 def test_a_tube_is_matched_as_a_whole():
     cost = torch.zeros(1, 1, 2, 3)
     cost[0, 0] = torch.tensor([[0.0, 1.0, 3.0], [9.0, 1.0, 3.0]])  # hypothesis 0 wins frame 0, loses the tube
@@ -114,3 +128,20 @@ def test_token_loss_asks_for_the_tokens_in_the_box():
     right = torch.tensor([8.0, -8.0, -8.0, -8.0]).expand(B, S, 4)
     wrong = -right
     assert token_in_box_loss(right, centres, targets) < 0.01 < token_in_box_loss(wrong, centres, targets)
+
+
+def test_padding_of_shorter_clips_teaches_nothing():
+    torch.manual_seed(0)
+    relevance, contrast = torch.randn(B, T), torch.randn(B, T)
+    targets = make_targets(inside=torch.tensor([[True, False, False, False], [False, True, True, False]]))
+    mask = torch.tensor([[True, True, False, False], [True, True, True, True]])
+    padded = (tensor.masked_fill(~mask, torch.nan) for tensor in (relevance, contrast))
+    output = make_output(**dict(zip(("relevance", "contrast"), padded, strict=True)), frame_mask=mask)
+    losses = grounding_losses(output, targets, LossWeights(), match_one=False)
+    bce = F.binary_cross_entropy_with_logits(relevance, targets.inside.float(), reduction="none")
+    torch.testing.assert_close(losses["alignment"], bce[mask].mean())
+    short, long = contrast[0, :2].log_softmax(-1)[0], contrast[1].log_softmax(-1)[1:3].mean()
+    torch.testing.assert_close(losses["contrast"], -(short + long) / 2)
+    everywhere = make_targets(inside=torch.tensor([[True, True, False, False], [False, True, True, False]]))
+    losses = grounding_losses(output, everywhere, LossWeights(), match_one=False)
+    torch.testing.assert_close(losses["contrast"], -long)  # a clip without negatives does not count

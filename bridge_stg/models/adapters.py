@@ -1,0 +1,311 @@
+"""The backbone as a part: where it comes from, LoRA and freezing, and saving what was learnt apart from it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..errors import ModelError
+from .configuration_bridge_stg import BridgeSTGConfig
+
+RECORD_FILE = "bridge_stg_adapter.json"
+SPATIAL_FILE = "spatial.safetensors"
+LORA_FILE = "adapter_model.safetensors"
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_BACKBONE = "backbone."
+_PEFT_PREFIX = "base_model.model."  # what peft writes before the names of the model it wraps
+
+
+class BackboneMixin:
+    """`from_backbone`, LoRA, freezing and small checkpoints of `BridgeSTGForVideoGrounding`."""
+
+    config: Any
+    backbone: Any
+    family: Any
+    processor: Any
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_folder: str | os.PathLike[str],
+        *,
+        processor: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | str = "auto",
+        attn_implementation: str | None = None,
+        **spatial_config: Any,
+    ) -> Self:
+        """A model on a pretrained video MLLM, its spatial half fresh: Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE, any size.
+
+        The tokenizer gets the bridging tokens, the embedding rows for them (the mean of the others). The spatial half
+        stays in fp32.
+
+        Args:
+            name_or_folder: a folder in the family's published format, or a name on the Hugging Face Hub.
+            processor: fields of `BridgeSTGProcessor` that differ from what the checkpoint says.
+            dtype: of the backbone; "auto" takes that of the checkpoint.
+            attn_implementation: of the backbone: "flash_attention_2", "sdpa" or "eager".
+            spatial_config: fields of `BridgeSTGConfig`.
+
+        Raises:
+            ModelError: no such checkpoint, another family, or files are missing.
+            ConfigError: a field is unknown or out of range.
+        """
+        from .pretrained import build_from_backbone
+
+        return build_from_backbone(
+            cls,
+            name_or_folder,
+            processor=processor or {},
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            spatial_config=spatial_config,
+        )
+
+    # Training a part ------------------------------------------------------------------------------------------
+
+    def freeze_backbone(self) -> None:
+        """Train the spatial half and the bridging tokens only."""
+        self._forget_a_changed_backbone()
+        self.backbone.requires_grad_(False)
+
+    def _forget_a_changed_backbone(self) -> None:
+        """A backbone that was trained is no longer the checkpoint it came from."""
+        if self.config.backbone_name is not None and fingerprint(self.backbone) != self.config.backbone_fingerprint:
+            self.config.backbone_name = self.config.backbone_fingerprint = None
+
+    def add_lora(
+        self,
+        rank: int = 16,
+        *,
+        alpha: float | None = None,
+        targets: Sequence[str] = LORA_TARGETS,
+        dropout: float = 0.05,
+    ) -> None:
+        """Freeze the backbone and put trainable low-rank adapters (fp32, by `peft`) on linear layers of its LLM.
+
+        The experts of a mixture are no linear layers: there the attention is adapted.
+
+        Args:
+            rank: of the updates.
+            alpha: scale; None takes 2 x rank.
+            targets: names of linear layers.
+            dropout: on the adapters' input.
+
+        Raises:
+            ModelError: peft is not installed, there are adapters already, no layer has one of the names, or the
+                backbone is no checkpoint that adapters could refer to.
+        """
+        peft = _peft()
+        if self.has_lora:
+            raise ModelError("The model has LoRA adapters already; merge_lora() makes room for new ones.")
+        self._forget_a_changed_backbone()
+        if self.config.backbone_name is None:
+            raise ModelError(
+                "LoRA adapts a backbone as from_backbone read it; this one is our own, or was trained since."
+            )
+        names = "|".join(targets)
+        settings = peft.LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank if alpha is None else alpha,
+            lora_dropout=dropout,
+            target_modules=rf".*language_model\.layers\.\d+\..*\.({names})",
+            base_model_name_or_path=self.config.backbone_name,
+        )
+        self._inject(settings)
+
+    def _inject(self, settings: Any) -> None:
+        try:
+            _peft().inject_adapter_in_model(settings, self.backbone)
+        except ValueError as error:
+            raise ModelError(f"LoRA cannot be added: {str(error).splitlines()[0]}") from error
+        for name, parameter in self.backbone.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.float()
+        self._lora_settings = settings
+
+    @property
+    def has_lora(self) -> bool:
+        return getattr(self, "_lora_settings", None) is not None
+
+    def merge_lora(self) -> None:
+        """Add the adapters into the backbone's weights and remove them; `save_pretrained` then saves a whole model."""
+        from peft.tuners.lora import LoraLayer
+
+        for name, module in list(self.backbone.named_modules()):
+            if isinstance(module, LoraLayer):
+                module.merge(safe_merge=True)
+                self.backbone.set_submodule(name, module.get_base_layer())
+        self._lora_settings = None
+        self.config.backbone_name = self.config.backbone_fingerprint = None
+
+    def apply_liger(self) -> None:
+        """Switch the LLM's norms, rotary embedding and feed-forward to the kernels of the package liger-kernel.
+
+        Raises:
+            ModelError: it is not installed or does not know the backbone.
+        """
+        try:
+            liger = importlib.import_module("liger_kernel.transformers")
+        except ImportError as error:
+            raise ModelError("Liger kernels need the package liger-kernel, which is not installed.") from error
+        patch = getattr(liger, self.family.liger_patch, None)
+        if patch is None:
+            raise ModelError(f"This version of liger-kernel has no kernels for {self.family.label}.")
+        patch(cross_entropy=False, fused_linear_cross_entropy=False, model=self.backbone)
+
+    # Saving ---------------------------------------------------------------------------------------------------
+
+    @property
+    def backbone_is_original(self) -> bool:
+        """Whether the backbone is the checkpoint it came from, LoRA aside: then only what was added needs saving."""
+        trainable = (name for name, p in self.backbone.named_parameters() if p.requires_grad)
+        return self.config.backbone_name is not None and all("lora_" in name for name in trainable)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save in safetensors: the whole model, or `save_adapters` where the backbone is the original one."""
+        if not self.backbone_is_original:
+            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        elif kwargs.get("is_main_process", True):
+            self.save_adapters(save_directory, state_dict=kwargs.get("state_dict"))
+
+    def save_adapters(
+        self: Any, folder: str | os.PathLike[str], *, state_dict: Mapping[str, torch.Tensor] | None = None
+    ) -> None:
+        """Save the adapters (in peft's format), the spatial half, and a reference to the backbone in place of it.
+
+        Args:
+            folder: made if missing.
+            state_dict: of the whole model, gathered over ranks; None takes the model's own.
+
+        Raises:
+            ModelError: the backbone itself was trained, or came from no checkpoint.
+        """
+        if not self.backbone_is_original:
+            raise ModelError("Adapters can only be saved apart from a frozen backbone that came from a checkpoint.")
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        weights = self.state_dict() if state_dict is None else state_dict
+        spatial = {k: v.detach().cpu().contiguous() for k, v in weights.items() if not k.startswith(_BACKBONE)}
+        save_file(spatial, path / SPATIAL_FILE, metadata={"format": "pt"})
+        if self.has_lora:
+            lora = {
+                _PEFT_PREFIX + k.removeprefix(_BACKBONE).replace(".default.", "."): v.detach().cpu().contiguous()
+                for k, v in weights.items()
+                if "lora_" in k
+            }
+            save_file(lora, path / LORA_FILE, metadata={"format": "pt"})
+            self._lora_settings.save_pretrained(path)
+        self.config.save_pretrained(path)
+        record = {
+            "backbone": self.config.backbone_name,
+            "fingerprint": self.config.backbone_fingerprint,
+            "dtype": str(self.backbone.dtype).removeprefix("torch."),
+            "processor": self.processor.settings(),
+        }
+        (path / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+
+    @classmethod
+    def load_adapters(
+        cls,
+        folder: str | os.PathLike[str],
+        backbone: str | os.PathLike[str] | None = None,
+        *,
+        config: BridgeSTGConfig | None = None,
+        attn_implementation: str | None = None,
+    ) -> Self:
+        """A model from a folder of `save_adapters` and its backbone.
+
+        Args:
+            folder: what was saved.
+            backbone: where the backbone is now; None takes the name it had.
+            config: the saved configuration with settings changed.
+            attn_implementation: see `from_backbone`.
+
+        Raises:
+            ModelError: files are missing or broken, or the backbone is not the one that was adapted.
+        """
+        from .pretrained import read_json, reread_backbone
+
+        path = Path(folder)
+        record = read_json(path / RECORD_FILE)
+        config = config or BridgeSTGConfig.from_pretrained(path)
+        source = record["backbone"] if backbone is None else backbone
+        model = reread_backbone(cls, source, config, record, attn_implementation, adapters=path)
+        if (path / LORA_FILE).is_file():
+            model._inject(_peft().LoraConfig.from_pretrained(str(path)))
+            lora = {
+                _BACKBONE + _with_adapter_name(k.removeprefix(_PEFT_PREFIX)): v
+                for k, v in _read(path / LORA_FILE).items()
+            }
+        else:
+            model.freeze_backbone()
+            lora = {}
+        found = lora | _read(path / SPATIAL_FILE)
+        wanted = {k for k in model.state_dict() if "lora_" in k or not k.startswith(_BACKBONE)}
+        if missing := sorted(wanted - found.keys()):
+            raise ModelError(f"{path} is incomplete: its weights lack {len(missing)} tensors, such as {missing[0]}.")
+        model.load_state_dict({k: found[k] for k in wanted}, strict=False)
+        model.name_or_path = str(path)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """As `PreTrainedModel.from_pretrained`; a folder of `save_adapters` loads its backbone too."""
+        if not is_adapter_folder(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        return cls.load_adapters(
+            pretrained_model_name_or_path,
+            config=kwargs.get("config"),
+            attn_implementation=kwargs.get("attn_implementation"),
+        )
+
+
+def is_adapter_folder(folder: Any) -> bool:
+    return (Path(str(folder)) / RECORD_FILE).is_file()
+
+
+def fingerprint(backbone: Any) -> str:
+    """Sixteen hex digits of a backbone: its family, its size and a sample of its weights, rounded to bf16.
+
+    The same weights in fp32 and in bf16 agree; another size, another family or a fine-tuned copy do not.
+    """
+    text, inner = backbone.config.text_config, backbone.model
+    first, last = inner.language_model.layers[0], inner.language_model.layers[-1]
+    sample = (
+        inner.visual.patch_embed.proj.weight[0],
+        first.self_attn.q_proj.weight[0],
+        last.self_attn.o_proj.weight[-1],
+        inner.language_model.norm.weight,
+    )
+    digest = hashlib.sha256(f"{backbone.config.model_type} {text.num_hidden_layers} {text.hidden_size}".encode())
+    for tensor in sample:
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _with_adapter_name(key: str) -> str:
+    head, _, tail = key.rpartition(".")
+    return f"{head}.default.{tail}"
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except Exception as error:  # a missing file, or one of safetensors' own errors
+        raise ModelError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError("LoRA needs the package peft, which is not installed.") from error
+    return peft

@@ -1,0 +1,150 @@
+"""What differs between the families of backbones: classes, timestamps, vision features, masks. One class each."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+
+
+class BackboneFamily:
+    """A family of video MLLMs of `transformers`; what all of them share, with the differences as overrides.
+
+    Attributes:
+        model_type: of its configuration.
+        label: what people call it.
+        model_class: name of its class in `transformers.models.<model_type>`.
+        timestamp_format: how the time of a temporal patch group (seconds) is written before its tokens.
+        liger_patch: function of `liger_kernel.transformers` that patches an instance.
+    """
+
+    model_type: ClassVar[str]
+    label: ClassVar[str]
+    model_class: ClassVar[str]
+    timestamp_format: ClassVar[str]
+    liger_patch: ClassVar[str]
+
+    def network(self) -> Any:
+        """The class with the language-model head."""
+        return getattr(importlib.import_module(f"transformers.models.{self.model_type}"), self.model_class)
+
+    def patch_order(self, frames: int, rows: int, columns: int, vision: Any) -> torch.Tensor | None:
+        """Where each merged token stands in the vision tower's own order; None when it is the processor's order."""
+        return None
+
+    def encode(
+        self, visual: nn.Module, pixel_values: torch.Tensor, grid_thw: torch.Tensor, vision: Any
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Run the vision tower over clips of one (rows, columns).
+
+        Returns:
+            patch features before the merger `[n, merge^2, Dv]`, merged tokens `[n, D]`, and deepstack features, one
+            `[n, D]` per early LLM layer that they are added to; all in the processor's order.
+        """
+        captured: list[torch.Tensor] = []
+        merger: Any = visual.merger
+        hook = merger.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
+        try:
+            output = visual(pixel_values.to(merger_dtype(visual)), grid_thw=grid_thw)
+        finally:
+            hook.remove()
+        patches = captured[0].unflatten(0, (-1, vision.spatial_merge_size**2))
+        frames, (rows, columns) = int(grid_thw[:, 0].sum()), grid_thw[0, 1:].tolist()
+        order = self.patch_order(frames, rows, columns, vision)
+        if order is not None:
+            patches = patches[order.to(patches.device)]
+        return patches, output.pooler_output, self.deepstack(output)
+
+    def deepstack(self, vision_output: Any) -> list[torch.Tensor]:
+        return []
+
+    def dense_mask(self, visible: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> Any:
+        """What the LLM takes as attention mask for `visible` bool `[B, 1, L, L]`.
+
+        Raises:
+            ValueError: the attention implementation takes no dense mask.
+        """
+        if "flash" in attn_implementation:
+            raise ValueError(
+                f"Answer dropout needs an attention that takes a dense mask (sdpa or eager), got {attn_implementation}."
+            )
+        if attn_implementation == "eager":  # adds the mask to the scores
+            return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
+        return visible
+
+
+class Qwen25VL(BackboneFamily):
+    """Qwen2.5-VL: times are our ETA text; the vision tower attends in windows and orders its tokens by them."""
+
+    model_type = "qwen2_5_vl"
+    label = "Qwen2.5-VL"
+    model_class = "Qwen2_5_VLForConditionalGeneration"
+    timestamp_format = "{:.1f} s"
+    liger_patch = "apply_liger_kernel_to_qwen2_5_vl"
+
+    def patch_order(self, frames: int, rows: int, columns: int, vision: Any) -> torch.Tensor | None:
+        """Merged tokens are grouped into square windows, row by row, each window read row by row."""
+        merge = vision.spatial_merge_size
+        side = vision.window_size // merge // vision.patch_size
+        height, width = rows // merge, columns // merge
+        if height <= side and width <= side:
+            return None
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        windows_across = math.ceil(width / side)
+        window = (y // side) * windows_across + x // side
+        key = window * height * width + y * width + x
+        place = key.flatten().argsort().argsort()  # merged token -> place in its frame's window order
+        return (torch.arange(frames)[:, None] * height * width + place).flatten()
+
+    def dense_mask(self, visible: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> Any:
+        return {"full_attention": super().dense_mask(visible, attn_implementation, dtype)}
+
+
+class Qwen3VL(BackboneFamily):
+    """Qwen3-VL: writes `<3.0 seconds>` before every group itself, and feeds vision features to early LLM layers."""
+
+    model_type = "qwen3_vl"
+    label = "Qwen3-VL"
+    model_class = "Qwen3VLForConditionalGeneration"
+    timestamp_format = "<{:.1f} seconds>"
+    liger_patch = "apply_liger_kernel_to_qwen3_vl"
+
+    def deepstack(self, vision_output: Any) -> list[torch.Tensor]:
+        return list(vision_output.deepstack_features)
+
+
+class Qwen3VLMoe(Qwen3VL):
+    """Qwen3-VL with a mixture of experts in the LLM."""
+
+    model_type = "qwen3_vl_moe"
+    label = "Qwen3-VL-MoE"
+    model_class = "Qwen3VLMoeForConditionalGeneration"
+    liger_patch = "apply_liger_kernel_to_qwen3_vl_moe"
+
+
+FAMILIES: dict[str, BackboneFamily] = {family.model_type: family for family in (Qwen25VL(), Qwen3VL(), Qwen3VLMoe())}
+
+
+def family_of(model_type: str | None, source: Any = "The backbone") -> BackboneFamily:
+    """The family of a configuration's `model_type`.
+
+    Raises:
+        ModelError: none of the supported ones.
+    """
+    if model_type not in FAMILIES:
+        labels = [family.label for family in FAMILIES.values()]
+        raise ModelError(
+            f"{source} holds a {model_type} model; a backbone must be {', '.join(labels[:-1])} or {labels[-1]}."
+        )
+    return FAMILIES[model_type]
+
+
+def merger_dtype(visual: nn.Module) -> torch.dtype:
+    """dtype of the weights of a vision tower (its own `dtype` property counts LoRA weights too)."""
+    patch_embed: Any = visual.patch_embed
+    return patch_embed.proj.weight.dtype

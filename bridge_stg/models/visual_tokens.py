@@ -1,0 +1,55 @@
+"""The vision tower's output for a batch of clips, padded over temporal groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+
+class VisualTokens(NamedTuple):
+    """Vision tower output of a batch of clips whose frames have one size; shorter clips are padded with zeros.
+
+    Attributes:
+        patches: `[B, G, N, Dv]`, patch features before the merger, in merge-block order.
+        merged: `[B, G, N / merge^2, D]`, what the LLM reads.
+        centres: `[N, 2]`, (x, y) of every patch in [0, 1].
+        grid: (rows, columns) of patches.
+        groups: temporal groups of each clip.
+        deepstack: features added to the states of the first LLM layers, each as `merged`; empty in most families.
+    """
+
+    patches: torch.Tensor
+    merged: torch.Tensor
+    centres: torch.Tensor
+    grid: tuple[int, int]
+    groups: tuple[int, ...]
+    deepstack: tuple[torch.Tensor, ...] = ()
+
+    def tokens(self, clip: int) -> list[torch.Tensor]:
+        """Merged tokens of one clip, then its deepstack features, each `[groups * N / merge^2, D]`, unpadded."""
+        return [level[clip, : self.groups[clip]].flatten(0, 1) for level in (self.merged, *self.deepstack)]
+
+    def frame_mask(self, group_size: int) -> torch.Tensor | None:
+        """bool `[B, G * group_size]`, False at padding; None when no clip is padded."""
+        if min(self.groups) == max(self.groups):
+            return None
+        counts = torch.tensor(self.groups, device=self.merged.device)[:, None] * group_size
+        return torch.arange(self.merged.shape[1] * group_size, device=counts.device) < counts
+
+
+def pad_groups(packed: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
+    """`[sum of groups, ...]` to `[B, most groups, ...]`, zeros behind shorter clips."""
+    if min(groups) == max(groups):
+        return packed.unflatten(0, (len(groups), groups[0]))
+    return pad_sequence(packed.split(list(groups)), batch_first=True)
+
+
+def patch_centres(rows: int, columns: int, merge: int) -> torch.Tensor:
+    """(x, y) in [0, 1] of every patch in the processor's merge-block order, `[rows * columns, 2]`."""
+    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    centres = torch.stack([(x + 0.5) / columns, (y + 0.5) / rows], dim=-1)
+    blocks = centres.reshape(rows // merge, merge, columns // merge, merge, 2)
+    return blocks.permute(0, 2, 1, 3, 4).reshape(-1, 2)

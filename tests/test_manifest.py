@@ -1,0 +1,136 @@
+"""A manifest is grounded once, whatever interrupts it and however many processes share it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bridge_stg.errors import SampleError, VideoError
+from bridge_stg.manifest import ground_manifest, read_manifest
+from bridge_stg.models import GroundingResult
+from bridge_stg.models.result import TubeEntry
+
+
+def answer(video, sentence):
+    if os.path.basename(video).startswith("broken"):
+        raise VideoError(f"{video} cannot be decoded.")
+    return GroundingResult(
+        video=video,
+        sentence=sentence,
+        interval=(1.0, 2.0),
+        interval_source="presence",
+        confidence=0.5,
+        answer="",
+        fps=4.0,
+        width=64,
+        height=64,
+        frame_count=24,
+        tube=(TubeEntry(frame=4, time=1.0, box=(0.0, 0.0, 8.0, 8.0), presence=0.5, interpolated=False),),
+    )
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    path = tmp_path / "in.jsonl"
+    names = [f"broken{i}.mp4" if i % 20 == 7 else f"clip{i}.mp4" for i in range(100)]
+    records = [{"id": f"r{i}", "video": name, "sentence": "s"} for i, name in enumerate(names)]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_broken_videos_are_listed_and_the_rest_is_grounded(manifest, tmp_path):
+    out = tmp_path / "out.jsonl"
+    summary = ground_manifest(answer, manifest, out)
+    assert (summary.records, summary.grounded, summary.merged) == (100, 95, True)
+    assert list(summary.failed) == ["r7", "r27", "r47", "r67", "r87"]
+    assert "broken7.mp4 cannot be decoded" in summary.failed["r7"]
+    found = lines(out)
+    assert [record["id"] for record in found] == [f"r{i}" for i in range(100)]
+    assert found[0]["interval"] == [1.0, 2.0] and found[0]["video"] == str(tmp_path / "clip0.mp4")
+    assert not out.with_name("out.jsonl.parts").exists()
+
+
+def test_a_program_error_is_not_swallowed_and_nothing_done_is_done_again(manifest, tmp_path):
+    out, seen = tmp_path / "out.jsonl", []
+
+    def fails_at_40(video, sentence):
+        if len(seen) == 40:
+            raise ZeroDivisionError
+        seen.append(video)
+        return answer(video, sentence)
+
+    with pytest.raises(ZeroDivisionError):
+        ground_manifest(fails_at_40, manifest, out)
+    assert not out.exists()
+    part = next(out.with_name("out.jsonl.parts").glob("*.jsonl"))
+    part.write_bytes(part.read_bytes()[:-30])  # as if the last line was being written
+    again = []
+    ground_manifest(lambda v, s: again.append(v) or answer(v, s), manifest, out)
+    assert len(again) == 61 and set(again).isdisjoint(seen[:-1]) and seen[-1] in again
+    assert len(lines(out)) == 100
+
+
+def test_shards_share_the_work_and_the_last_one_merges(manifest, tmp_path):
+    out, calls = tmp_path / "out.jsonl", []
+
+    def counting(video, sentence):
+        calls.append(video)
+        return answer(video, sentence)
+
+    first = ground_manifest(counting, manifest, out, rank=1, world_size=3)
+    assert not first.merged and not out.exists() and len(calls) == 33
+    ground_manifest(counting, manifest, out, rank=0, world_size=2)  # another number of processes goes on
+    last = ground_manifest(counting, manifest, out, rank=1, world_size=2)
+    assert last.merged and len(calls) == len(set(calls)) == 100
+    assert [record["id"] for record in lines(out)] == [f"r{i}" for i in range(100)]
+    assert ground_manifest(counting, manifest, out).grounded == 95 and len(calls) == 100
+
+
+def test_killed_at_any_moment_it_loses_and_doubles_nothing(manifest, tmp_path):
+    out = tmp_path / "out.jsonl"
+    code = (
+        "import sys, time; sys.path.insert(0, sys.argv[1]); import test_manifest as t\n"
+        "def slow(v, s): time.sleep(0.01); return t.answer(v, s)\n"
+        "t.ground_manifest(slow, sys.argv[2], sys.argv[3])"
+    )
+    command = [sys.executable, "-c", code, os.path.dirname(__file__), manifest, out]
+    process = subprocess.Popen(command)
+    part = tmp_path / "out.jsonl.parts" / "0-of-1.jsonl"
+    deadline = time.monotonic() + 60
+    while not (part.is_file() and part.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not out.exists() and 0 < part.read_bytes().count(b"\n") < 100
+    ground_manifest(answer, manifest, out)
+    assert [record["id"] for record in lines(out)] == [f"r{i}" for i in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no record"),
+        ('{"id": "a", "video": "v.mp4"', r"in\.jsonl:1 is not JSON"),
+        ('{"id": "a", "video": "v.mp4"}', r"in\.jsonl:1 must be an object with the texts"),
+        ('{"id":"a","video":"v","sentence":"s"}\n{"id":"a","video":"v","sentence":"t"}', r":2 repeats the id 'a'"),
+    ],
+)
+def test_mistakes_in_a_manifest(tmp_path, text, message):
+    (tmp_path / "in.jsonl").write_text(text)
+    with pytest.raises(SampleError, match=message):
+        read_manifest(tmp_path / "in.jsonl")
+
+
+def test_an_output_of_another_manifest_is_not_mixed_in(manifest, tmp_path):
+    out = tmp_path / "out.jsonl"
+    out.write_text('{"id": "foreign"}\n')
+    with pytest.raises(SampleError, match="'foreign', which is not in the manifest"):
+        ground_manifest(answer, manifest, out)
