@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from bridge_stg.data import read_samples, write_split
+from bridge_stg.data import GroundingSample, read_samples, write_split
 from bridge_stg.evaluation import ConstantFloor, evaluate, random_floor
 from bridge_stg.files import write_text
 from bridge_stg.inference import predict_samples
@@ -40,14 +40,11 @@ AT_INFERENCE: dict[str, dict[str, object]] = {
 TRAINED: dict[str, list[str]] = {
     "full": [],
     "no STSB (learned queries)": ["model.semantic_bridge=false"],
-    "queries of the last layer only": ["model.interactive_queries=last"],
     "no dense alignment": ["model.dense_alignment=false", "losses.alignment=0"],
     "no frame contrast": ["model.frame_contrast=false", "losses.contrast=0"],
     "no times as text": ['processor.timestamp_format=""'],
     "no LM loss": ["losses.language=0", "model.interval_source=presence"],
     "positive frames only": ["data.positive_ratio=1.0"],
-    "no pruning": ["model.pruning=false"],
-    "no gate": ["model.gate=false"],
     "tube matching": ["schedule.match_after=0"],
     "no losses on earlier decoder layers": ["losses.auxiliary=0"],
     "no token-in-box loss": ["losses.token=0"],
@@ -70,6 +67,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="model folder that every training row starts from")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=1000)
+    parser.add_argument("--clip-seeds", type=int, nargs="+", default=[1000, 1001, 1002], help="of the inference rows")
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", nargs="*", help="only these training rows")
@@ -78,10 +76,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
-    data = options.out / "data" / "test.jsonl"
-    if not data.is_file():
-        write_split(data.parent, "test", options.clips, 1000)
-    samples = read_samples(data)
+    def clips(seed: int) -> list[GroundingSample]:
+        data = options.out / f"clips-{seed}" / "test.jsonl"
+        if not data.is_file():
+            write_split(data.parent, "test", options.clips, seed)
+        return read_samples(data)
+
+    samples = clips(options.clip_seeds[0])
     results = options.out / "results.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
 
@@ -98,9 +99,10 @@ def main() -> None:
         constant = ConstantFloor.fit(samples).predict(samples)
         add("floor", "best constant", None, select(evaluate(samples, constant).summary))
         add("floor", "random", None, select(evaluate(samples, random_floor(samples)).summary))
-    for row, settings in AT_INFERENCE.items():
-        if "inference" in options.parts and not known("inference", row, None):
-            add("inference", row, None, score(None, settings, samples))
+    for seed in options.clip_seeds if "inference" in options.parts else ():
+        for row, settings in AT_INFERENCE.items():
+            if not known("inference", row, seed):
+                add("inference", row, seed, score(None, settings, clips(seed)))
     for seed in options.seeds:
         for row, settings in TRAINED.items():
             if "trained" not in options.parts or known("trained", row, seed):
@@ -110,8 +112,8 @@ def main() -> None:
             if options.rows and row not in options.rows:
                 continue
             folder = options.out / f"{row.replace(' ', '-')}-{seed}"
-            clips = load_config("tiny").data.phases[-1].mix
-            phase = "{" + f"steps: {options.steps}, mix: {clips}" + "}"
+            mix = load_config("tiny").data.phases[-1].mix
+            phase = "{" + f"steps: {options.steps}, mix: {mix}" + "}"
             common = [f"start_from={options.start}", f"seed={seed}", f"data.phases=[{phase}]"]
             common += [f"schedule.steps={options.steps}", "schedule.warmup_steps=25", "schedule.decay_share=0.4"]
             train(load_config("tiny", [*common, *settings]), folder, tensorboard=False)
