@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 OUT ?= demo-out
+OTHER_TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS))
-DESCRIPTION := pyproject.toml setup.py $(CONSTRAINTS)
+DESCRIPTION := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell find csrc -type f)
+# What compiling needs; torch among it, so that the libraries are built against the torch they run with.
+BUILD_TOOLS := 'cmake>=3.25' 'ninja>=1.11' 'pybind11>=2.13' 'setuptools>=77' 'torch>=2.11'
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test checkstyle clean
+.PHONY: help install demo test test-native test-other-torch checkstyle clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
 
 install: $(VENV)/.installed  ## create .venv and install the package with what the demo needs
 
@@ -22,13 +25,26 @@ demo: $(VENV)/.installed  ## ground three bundled clips, write a report, train a
 test: $(VENV)/.installed-dev  ## install what the tests need and run them
 	$(BIN)/python -m pytest -n 2
 
+test-other-torch: $(VENV)/.installed-dev $(VENV)-other/.installed  ## the compiled library of one torch under another
+	BRIDGE_STG_OTHER_PYTHON=$(abspath $(VENV)-other/bin/python) $(BIN)/python -m pytest tests/test_packaging.py -k other_torch
+
+SANITIZED := build/sanitize
+test-native: $(VENV)/.installed-dev  ## C++ unit tests and the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer
+	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
+	  -DBRIDGE_STG_TESTS=ON -DBRIDGE_STG_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
+	$(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  $(BIN)/python -c "import pathlib, bridge_stg.ops._native as native; \
+	  native._FOLDER = pathlib.Path('$(SANITIZED)'); from tests.ops.patchify_cases import check_cases; check_cases()"
+
 checkstyle: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) build dist *.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-other build bridge_stg/lib bridge_stg/*.so dist *.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,9 +52,16 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) has no venv module; install it (python3-venv)."; rm -rf $(VENV); exit 1; }
 
 $(VENV)/.installed: $(DESCRIPTION) | $(BIN)/python
-	$(PIP) --editable '.[train]'
+	$(PIP) $(BUILD_TOOLS)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[train]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(DESCRIPTION) | $(BIN)/python
-	$(PIP) --editable '.[dev]'
+	$(PIP) $(BUILD_TOOLS)
+	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)-other/.installed: | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)-other
+	$(VENV)-other/bin/python -m pip install --quiet $(OTHER_TORCH) numpy
+	@touch $@

@@ -1,4 +1,4 @@
-"""`bridge-stg doctor`: versions, op backends usable and why not, GPU, codecs."""
+"""`bridge-stg doctor`: versions, GPU, the compiled part, op backends usable and why not, codecs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 
 from . import __version__
 from .ops import backends
+from .ops._native import build_info
 
 PACKAGES = (
     "torch",
@@ -26,7 +27,7 @@ PACKAGES = (
 
 
 def diagnose() -> dict[str, Any]:
-    """Facts about this installation, ready for JSON: versions, device, backends per op, codecs."""
+    """Facts about this installation, ready for JSON: versions, device, compiled part, backends per op, codecs."""
     versions: dict[str, str | None] = {"bridge-stg": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -36,6 +37,7 @@ def diagnose() -> dict[str, Any]:
     return {
         "versions": versions,
         "device": _device(),
+        "build": build_info(),
         "backends": [
             {"op": status.op, "name": status.name, "usable": status.usable, "reason": status.reason}
             for status in backends()
@@ -50,6 +52,13 @@ def diagnosis_table(facts: dict[str, Any]) -> Table:
     for name, version in facts["versions"].items():
         table.add_row(f"[bold]{name}[/]", version or "not installed")
     table.add_row("[bold]GPU[/]", facts["device"])
+    build = facts["build"]
+    table.add_row(
+        "[bold]compiled part[/]",
+        ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in build.items() if value not in ("", False))
+        if build
+        else "none: installed as pure Python",
+    )
     for status in facts["backends"]:
         state = "usable" if status["usable"] else f"not usable: {status['reason']}"
         table.add_row(f"[bold]{status['op']}[/] {status['name']}", state)

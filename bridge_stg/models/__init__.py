@@ -7,6 +7,7 @@ from .loading import load_model, shipped_model
 from .modeling_bridge_stg import BridgeSTGForVideoGrounding, BridgeSTGOutput
 from .processing_bridge_stg import BridgeSTGProcessor
 from .result import GroundingResult, KeptTokens, PresencePoint, TubeEntry
+from .video_processing_bridge_stg import BridgeSTGVideoProcessor
 
 AutoConfig.register(BridgeSTGConfig.model_type, BridgeSTGConfig, exist_ok=True)
 AutoModel.register(BridgeSTGConfig, BridgeSTGForVideoGrounding, exist_ok=True)
@@ -17,6 +18,7 @@ __all__ = [
     "BridgeSTGForVideoGrounding",
     "BridgeSTGOutput",
     "BridgeSTGProcessor",
+    "BridgeSTGVideoProcessor",
     "GroundingResult",
     "KeptTokens",
     "PresencePoint",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from ..errors import SampleError
-from ..ops import patchify_frames
+from .video_processing_bridge_stg import NO_TOTAL_BUDGET, BridgeSTGVideoProcessor
 
 _NO_SETTINGS = ("self", "tokenizer", "kwargs")
 _ANSWER = re.compile(r"(\d+(?:\.\d+)?)\s*s?\s*to\s*(\d+(?:\.\d+)?)")
@@ -97,34 +96,26 @@ class BridgeSTGProcessor(ProcessorMixin):
 
     # Pixels ----------------------------------------------------------------------------------------------------
 
-    def frame_size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) a frame is resized to: multiples of patch x merge, area within the budget, aspect nearly kept.
+    def pixel_values(
+        self, frames: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One clip uint8 `[T, H, W, 3]`, or several, to (pixel_values `[rows, 3*tp*P*P]` fp32, grid_thw `[clips, 3]`).
 
-        Source: `smart_resize` of Qwen2-VL.
+        Frames are resized to multiples of patch x merge, area within the budget, aspect nearly kept, by the rules of
+        Qwen2-VL.
         """
-        factor = self.patch_size * self.merge_size
-        h, w = (max(factor, round(side / factor) * factor) for side in (height, width))
-        if h * w > self.max_pixels:
-            scale = math.sqrt(height * width / self.max_pixels)
-            h, w = (max(factor, math.floor(side / scale / factor) * factor) for side in (height, width))
-        elif h * w < self.min_pixels:
-            scale = math.sqrt(self.min_pixels / (height * width))
-            h, w = (math.ceil(side * scale / factor) * factor for side in (height, width))
-        return h, w
-
-    def pixel_values(self, frames: torch.Tensor | np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 `[T, H, W, 3]` to (pixel_values `[rows, 3*tp*P*P]` fp32, grid_thw `[1, 3]`)."""
-        video = torch.as_tensor(frames)
-        return patchify_frames(
-            video,
-            size=self.frame_size(video.shape[1], video.shape[2]),
+        process = BridgeSTGVideoProcessor(
             patch_size=self.patch_size,
             temporal_patch_size=self.temporal_patch_size,
             merge_size=self.merge_size,
-            mean=self.image_mean,
-            std=self.image_std,
-            layout="THWC",
+            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+            image_mean=self.image_mean,
+            image_std=self.image_std,
+            do_sample_frames=False,
         )
+        clips = [frames] if isinstance(frames, (torch.Tensor, np.ndarray)) else list(frames)
+        features = process(clips, input_data_format="channels_last", **NO_TOTAL_BUDGET)
+        return features["pixel_values_videos"], features["video_grid_thw"]
 
     # Text ------------------------------------------------------------------------------------------------------
 
@@ -178,17 +169,17 @@ class BridgeSTGProcessor(ProcessorMixin):
         Raises:
             SampleError: an empty sentence, or one that does not fit the context.
         """
-        pixels, grids = zip(*(self.pixel_values(video) for video in frames), strict=True)
+        pixels, grids = self.pixel_values(frames)
         texts = [
-            self.prompt(sentence, self.group_times(times), int(grid[0, 1:].prod()) // self.merge_size**2)
+            self.prompt(sentence, self.group_times(times), int(grid[1:].prod()) // self.merge_size**2)
             for sentence, times, grid in zip(sentences, frame_times, grids, strict=True)
         ]
         prompts = [self.tokenizer(text)["input_ids"] for text in texts]
-        frame_count = max(int(grid[0, 0]) for grid in grids) * self.temporal_patch_size
+        frame_count = int(grids[:, 0].max()) * self.temporal_patch_size
         padded = [list(times) + [times[-1]] * (frame_count - len(times)) for times in frame_times]
         features: dict[str, Any] = {
-            "pixel_values": torch.cat(pixels),
-            "video_grid_thw": torch.cat(grids),
+            "pixel_values": pixels,
+            "video_grid_thw": grids,
             "frame_times": torch.tensor(padded, dtype=torch.float32),
         }
         if training:

@@ -6,22 +6,27 @@ of `transformers` (`Qwen2VLVideoProcessor`, `Qwen3VLVideoProcessor`) give on the
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
 from ._backends import Backend, choose_backend, register_backend
 from ._checks import INT64, UINT8, Expect, check_choice, check_integer, check_number, check_tensors
 from ._library import define_op
+from ._native import native_backend
+from ._patchify_reference import reference, reference_out, reference_videos
 
 Interpolation = Literal["bicubic", "bilinear"]
 Layout = Literal["TCHW", "THWC"]
 # Taps of the filter on each side of the centre, before antialiasing widens it.
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
+# Shared memory that the CUDA kernel may take for a tile.
+_TILE_BYTES = 96 * 1024
 _OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -39,6 +44,7 @@ def patchify_frames(
     interpolation: Interpolation = "bicubic",
     layout: Layout = "TCHW",
     dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
     validate: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -55,9 +61,11 @@ def patchify_frames(
 
     On the CPU this is bit-identical to the Hugging Face processor on the CPU. "bicubic" is so under every
     ATEN_CPU_CAPABILITY; "bilinear" under "default" may differ, where torchvision takes a float path. On CUDA
-    the resize is in float32, rounded half to even: at most one uint8 step from the CPU's fixed point.
+    the resize is in float32 and rounds once, half to even, as the processors do there: hard edges may differ from the
+    CPU, which rounds and clamps between the passes, by a few steps of uint8.
 
-    Not differentiable: pixels are integers.
+    The compiled backends read any strides in place and need no memory but the output and a few rows of pixels a
+    thread. Not differentiable: pixels are integers.
 
     Args:
         video: uint8 RGB, [T, 3, H, W] for layout "TCHW", [T, H, W, 3] for "THWC"; any strides.
@@ -66,6 +74,7 @@ def patchify_frames(
         mean, std: three floats each, of pixels scaled by `rescale_factor`.
         interpolation: "bicubic" or "bilinear".
         dtype: of the pixel values: float32, bfloat16 or float16, cast from float32 at the end.
+        out: contiguous [gt gh gw, 3 tp P P] of `dtype` on the video's device, written in place of a new tensor.
         validate: whether to check the values of `frame_index` on CUDA, which waits for the device; without it
             values outside are clamped there. On the CPU they are always checked.
         backend: one of `bridge_stg.backends()`; None picks.
@@ -77,55 +86,22 @@ def patchify_frames(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range; an empty video or index; a
             backend that cannot run.
     """
-    frame_axes = "T 3 H W" if layout == "TCHW" else "T H W 3"
-    check_choice("patchify_frames", "layout", layout, ("TCHW", "THWC"))
-    sizes = check_tensors(
-        "patchify_frames",
-        Expect("video", video, frame_axes, UINT8),
-        Expect("frame_index", frame_index, "K", INT64, optional=True),
+    op = "patchify_frames"
+    settings = _check_settings(
+        op, patch_size, temporal_patch_size, merge_size, mean, std, rescale_factor, interpolation, layout, dtype
     )
-    for axis in "THW":
-        check_integer("patchify_frames", f"axis {axis} of video", sizes[axis], 1)
-    frames = sizes["T"] if frame_index is None else sizes["K"]
-    check_integer("patchify_frames", "the number of frames in frame_index", frames, 1)
-    for name, value in (
-        ("patch_size", patch_size),
-        ("temporal_patch_size", temporal_patch_size),
-        ("merge_size", merge_size),
-    ):
-        check_integer("patchify_frames", name, value, 1)
-    height, width = _check_size(size, patch_size * merge_size)
-    check_choice("patchify_frames", "interpolation", interpolation, tuple(_SUPPORT))
-    if dtype not in _OUTPUT_DTYPES:
-        raise TypeError(f"patchify_frames: dtype must be {' or '.join(map(str, _OUTPUT_DTYPES))}, got {dtype}.")
-    factor = check_number("patchify_frames", "rescale_factor", rescale_factor)
-    if factor <= 0:
-        raise ValueError(f"patchify_frames: rescale_factor must be positive, got {rescale_factor}.")
-    means, stds = _three("mean", mean), _three("std", std)
-    if 0.0 in stds:
-        raise ValueError(f"patchify_frames: std must not contain 0, got {list(stds)}.")
-    if validate and frame_index is not None:
-        check_frames(frame_index, sizes["T"])
-    pixel_values = cast(
-        Tensor,
-        _forward_op(
-            video,
-            frame_index,
-            [height, width],
-            patch_size,
-            temporal_patch_size,
-            merge_size,
-            means,
-            stds,
-            factor,
-            interpolation,
-            layout,
-            dtype,
-            choose_backend("patchify_frames", backend, video.device.type),
-        ),
-    )
+    frames = _check_video(op, "video", video, frame_index, layout, validate)
+    height, width = _check_size(op, size, patch_size * merge_size)
     grid = [-(-frames // temporal_patch_size), height // patch_size, width // patch_size]
-    return pixel_values, torch.tensor([grid], dtype=torch.int64)
+    grid_thw = torch.tensor([grid], dtype=torch.int64)
+    call = {"sizes": [(*_frame_size(video, layout), height, width)], "settings": settings}
+    if out is None:
+        chosen = choose_backend(op, backend, video.device.type, **call)
+        return cast(Tensor, _forward_op(video, frame_index, [height, width], *settings, chosen)), grid_thw
+    _check_out(op, out, video, grid[0] * grid[1] * grid[2], 3 * temporal_patch_size * patch_size**2, dtype)
+    chosen = choose_backend("patchify_frames_out", backend, video.device.type, **call)
+    _out_op(video, frame_index, [height, width], *settings[:-1], out, chosen)
+    return out, grid_thw
 
 
 def patchify_videos(
@@ -133,106 +109,61 @@ def patchify_videos(
     frame_index: Sequence[Tensor | None] | None = None,
     *,
     size: tuple[int, int] | Sequence[tuple[int, int]],
-    **options: Any,
+    patch_size: int = 14,
+    temporal_patch_size: int = 2,
+    merge_size: int = 2,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rescale_factor: float = 1 / 255,
+    interpolation: Interpolation = "bicubic",
+    layout: Layout = "TCHW",
+    dtype: torch.dtype = torch.float32,
+    validate: bool = False,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`patchify_frames` of several videos, rows concatenated in the order given.
+    """`patchify_frames` of several videos in one call, rows in the order given.
 
     Args:
-        videos: one tensor a video; lengths and sizes may differ.
+        videos: one tensor a video, all on one device; lengths and sizes may differ.
         frame_index: one index (or None) a video; None for all frames of each.
         size: one (h, w) for all, or one a video.
-        options: the keyword arguments of `patchify_frames`, the same for all.
+        patch_size, temporal_patch_size, merge_size, mean, std, rescale_factor, interpolation, layout, dtype, validate,
+            backend: as in `patchify_frames`, the same for all.
 
     Returns:
         (pixel_values [rows, 3 tp P P], grid_thw [V, 3] int64 on the CPU).
 
     Raises:
-        ValueError: no videos, or lists whose lengths differ; what `patchify_frames` raises.
+        TypeError, ValueError: no videos, lists whose lengths differ, videos on several devices; what
+            `patchify_frames` raises.
     """
+    op = "patchify_videos"
     if not videos:
-        raise ValueError("patchify_videos: videos must name at least one video, got none.")
+        raise ValueError(f"{op}: videos must name at least one video, got none.")
     indices = [None] * len(videos) if frame_index is None else list(frame_index)
     shared = len(size) == 2 and isinstance(size[0], int)
     targets = [cast(tuple[int, int], size)] * len(videos) if shared else list(cast(Sequence[tuple[int, int]], size))
     for name, values in (("frame_index", indices), ("size", targets)):
         if len(values) != len(videos):
+            raise ValueError(f"{op}: {name} must have one entry for each of {len(videos)} videos, got {len(values)}.")
+    settings = _check_settings(
+        op, patch_size, temporal_patch_size, merge_size, mean, std, rescale_factor, interpolation, layout, dtype
+    )
+    grids, sizes = [], []
+    for i, (video, index, target) in enumerate(zip(videos, indices, targets, strict=True)):
+        frames = _check_video(op, f"videos[{i}]", video, index, layout, validate)
+        if video.device != videos[0].device:
             raise ValueError(
-                f"patchify_videos: {name} must have one entry for each of {len(videos)} videos, got {len(values)}."
+                f"{op}: videos[{i}] must be on the device of videos[0] ({videos[0].device}), got {video.device}."
             )
-    parts = [
-        patchify_frames(video, index, size=target, **options)
-        for video, index, target in zip(videos, indices, targets, strict=True)
-    ]
-    return torch.cat([pixels for pixels, _ in parts]), torch.cat([grid for _, grid in parts])
-
-
-def reference(
-    video: Tensor,
-    frame_index: Tensor | None,
-    size: Sequence[int],
-    patch_size: int,
-    temporal_patch_size: int,
-    merge_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    rescale_factor: float,
-    interpolation: str,
-    layout: str,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The definition of `patchify_frames`."""
-    frames = video
-    if frame_index is not None:
-        if video.device.type == "cpu":
-            check_frames(frame_index, video.shape[0])
-        frames = video[frame_index.clamp(0, video.shape[0] - 1)]
-    if layout == "THWC":
-        frames = frames.permute(0, 3, 1, 2)
-    frames = resize_frames(frames, size[0], size[1], interpolation)
-    shift = per_channel(mean, rescale_factor, video.device)
-    spread = per_channel(std, rescale_factor, video.device)
-    pixels = frames.to(torch.float32).sub(shift).div_(spread)
-    if missing := -pixels.shape[0] % temporal_patch_size:
-        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-    return to_patches(pixels, patch_size, temporal_patch_size, merge_size).to(dtype)
-
-
-def per_channel(values: Sequence[float], rescale_factor: float, device: torch.device) -> Tensor:
-    """values / rescale_factor as [3, 1, 1], in float32 as the Hugging Face processors fuse rescaling in.
-
-    Filled in place on the device: a copy from the host would wait for it.
-    """
-    fused = torch.tensor(values, dtype=torch.float32) * (1.0 / rescale_factor)
-    return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in fused.tolist()])
-
-
-def resize_frames(frames: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """Antialiased resize of uint8 frames [T, 3, H, W] to uint8 [T, 3, height, width], as torchvision v2 does it."""
-    if tuple(frames.shape[-2:]) == (height, width):
-        return frames
-    if frames.device.type == "cpu":
-        return F.interpolate(frames, (height, width), mode=interpolation, antialias=True, align_corners=False)
-    wide = F.interpolate(frames.float(), (height, width), mode=interpolation, antialias=True, align_corners=False)
-    return wide.clamp_(0.0, 255.0).round_().to(torch.uint8)
-
-
-def to_patches(pixels: Tensor, patch_size: int, temporal_patch_size: int, merge_size: int) -> Tensor:
-    """[T, 3, h, w] to rows of patches in the order of the vision tower."""
-    count, channels, height, width = pixels.shape
-    merged_h, merged_w = height // patch_size // merge_size, width // patch_size // merge_size
-    blocks = pixels.reshape(
-        count // temporal_patch_size,
-        temporal_patch_size,
-        channels,
-        merged_h,
-        merge_size,
-        patch_size,
-        merged_w,
-        merge_size,
-        patch_size,
-    )  # [t, dt, c, hb, mh, py, wb, mw, px]
-    rows = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return rows.reshape(-1, channels * temporal_patch_size * patch_size * patch_size)
+        height, width = _check_size(op, target, patch_size * merge_size)
+        grids.append([-(-frames // temporal_patch_size), height // patch_size, width // patch_size])
+        sizes += [height, width]
+    pairs = zip(videos, sizes[::2], sizes[1::2], strict=True)
+    call = {"sizes": [(*_frame_size(video, layout), h, w) for video, h, w in pairs], "settings": settings}
+    chosen = choose_backend(op, backend, videos[0].device.type, **call)
+    pixel_values = cast(Tensor, _videos_op(list(videos), indices, sizes, *settings, chosen))
+    return pixel_values, torch.tensor(grids, dtype=torch.int64)
 
 
 def check_frames(frame_index: Tensor, frames: int) -> None:
@@ -243,23 +174,85 @@ def check_frames(frame_index: Tensor, frames: int) -> None:
         raise ValueError(f"patchify_frames: frame_index must be in 0..{frames - 1} (frames of the video), got {wrong}.")
 
 
-def _check_size(size: Any, unit: int) -> tuple[int, int]:
+def _check_video(op: str, name: str, video: Tensor, frame_index: Tensor | None, layout: str, validate: bool) -> int:
+    """Check one video and its index, and return the number of frames asked for."""
+    sizes = check_tensors(
+        op,
+        Expect(name, video, "T 3 H W" if layout == "TCHW" else "T H W 3", UINT8),
+        Expect("frame_index", frame_index, "K", INT64, optional=True),
+    )
+    for axis in "THW":
+        check_integer(op, f"axis {axis} of {name}", sizes[axis], 1)
+    frames = sizes["T"] if frame_index is None else sizes["K"]
+    check_integer(op, "the number of frames in frame_index", frames, 1)
+    if validate and frame_index is not None:
+        check_frames(frame_index, sizes["T"])
+    return frames
+
+
+def _check_settings(
+    op: str,
+    patch_size: int,
+    temporal_patch_size: int,
+    merge_size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    rescale_factor: float,
+    interpolation: str,
+    layout: str,
+    dtype: torch.dtype,
+) -> tuple[Any, ...]:
+    """Check what is the same for all videos, and return it as the registered ops take it."""
+    check_choice(op, "layout", layout, ("TCHW", "THWC"))
+    for name, value in (
+        ("patch_size", patch_size),
+        ("temporal_patch_size", temporal_patch_size),
+        ("merge_size", merge_size),
+    ):
+        check_integer(op, name, value, 1)
+    check_choice(op, "interpolation", interpolation, tuple(_SUPPORT))
+    if dtype not in _OUTPUT_DTYPES:
+        raise TypeError(f"{op}: dtype must be {' or '.join(map(str, _OUTPUT_DTYPES))}, got {dtype}.")
+    factor = check_number(op, "rescale_factor", rescale_factor)
+    if factor <= 0:
+        raise ValueError(f"{op}: rescale_factor must be positive, got {rescale_factor}.")
+    means, stds = _three(op, "mean", mean), _three(op, "std", std)
+    if 0.0 in stds:
+        raise ValueError(f"{op}: std must not contain 0, got {list(stds)}.")
+    return patch_size, temporal_patch_size, merge_size, means, stds, factor, interpolation, layout, dtype
+
+
+def _check_size(op: str, size: Any, unit: int) -> tuple[int, int]:
     if len(size) != 2:
-        raise ValueError(f"patchify_frames: size must be (height, width), got {size!r}.")
+        raise ValueError(f"{op}: size must be (height, width), got {size!r}.")
     for name, value in zip(("height", "width"), size, strict=True):
-        check_integer("patchify_frames", f"{name} of size", value, 1)
+        check_integer(op, f"{name} of size", value, 1)
         if value % unit:
             raise ValueError(
-                f"patchify_frames: {name} of size must be a multiple of patch_size * merge_size = {unit}, got {value}."
+                f"{op}: {name} of size must be a multiple of patch_size * merge_size = {unit}, got {value}."
             )
     return size[0], size[1]
 
 
-def _three(name: str, values: Sequence[float]) -> list[float]:
-    numbers = [check_number("patchify_frames", name, value) for value in values]
+def _check_out(op: str, out: Tensor, video: Tensor, rows: int, columns: int, dtype: torch.dtype) -> None:
+    check_tensors(op, Expect("out", out, f"{rows} {columns}", (dtype,)))
+    if out.device != video.device:
+        raise ValueError(f"{op}: out must be on the device of video ({video.device}), got {out.device}.")
+    if not out.is_contiguous():
+        raise ValueError(f"{op}: out must be contiguous, got strides {list(out.stride())}.")
+
+
+def _three(op: str, name: str, values: Sequence[float]) -> list[float]:
+    numbers = [check_number(op, name, value) for value in values]
     if len(numbers) != 3:
-        raise ValueError(f"patchify_frames: {name} must have 3 values (one a channel), got {len(numbers)}.")
+        raise ValueError(f"{op}: {name} must have 3 values (one a channel), got {len(numbers)}.")
     return numbers
+
+
+_SETTINGS = (
+    "int patch_size, int temporal_patch_size, int merge_size, float[3] mean, float[3] std, float rescale_factor, "
+    "str interpolation, str layout"
+)
 
 
 def _fake(
@@ -283,32 +276,78 @@ def _fake(
     return video.new_empty((rows, 3 * temporal_patch_size * patch_size * patch_size), dtype=dtype)
 
 
+def _fake_videos(
+    videos: Sequence[Tensor], frame_index: Sequence[Tensor | None], sizes: Sequence[int], *settings: Any
+) -> Tensor:
+    pairs = zip(sizes[::2], sizes[1::2], strict=True)
+    return torch.cat([_fake(*one, *settings) for one in zip(videos, frame_index, pairs, strict=True)])
+
+
+def _fake_out(*args: Any) -> None:
+    return None
+
+
+def _frame_size(video: Tensor, layout: str) -> tuple[int, int]:
+    return (video.shape[2], video.shape[3]) if layout == "TCHW" else (video.shape[1], video.shape[2])
+
+
+def _cuda_limits(*, sizes: Sequence[tuple[int, int, int, int]], settings: tuple[Any, ...]) -> str | None:
+    """What csrc/patchify_frames/tile_plan.h cannot fit: `sizes` are (H, W, h, w) before and after the resize."""
+    patch, _, merge, _, _, _, interpolation, *_ = settings
+    across, down = -(-64 // patch) * patch, patch * merge  # output pixels of a tile
+    for height, width, target_height, target_width in sizes:
+        taps_y, taps_x = (
+            2 * math.ceil(_SUPPORT[interpolation] * max(1.0, source / target)) + 1
+            for source, target in ((height, target_height), (width, target_width))
+        )
+        words = (taps_x + 4 + down) * across + taps_y * down + 2 * (across + down) + across // patch * merge
+        if 4 * words > _TILE_BYTES:
+            return (
+                f"a tile may take {_TILE_BYTES // 1024} KiB of shared memory, and a resize from {height} x {width} to "
+                f"{target_height} x {target_width} in patches of {patch} needs {-(-words // 256)}"
+            )
+    return None
+
+
+def _checking_frames(backend: Backend) -> Backend:
+    """`backend`, which on the CPU first checks the values of the indices; on CUDA the kernel clamps them."""
+
+    def forward(video: Any, frame_index: Any, *settings: Any) -> Any:
+        pairs = [(video, frame_index)] if isinstance(video, Tensor) else zip(video, frame_index, strict=True)
+        for one, index in pairs:
+            if index is not None and index.device.type == "cpu":
+                check_frames(index, one.shape[0])
+        return backend.forward(video, frame_index, *settings)
+
+    return dataclasses.replace(backend, forward=forward)
+
+
 _forward_op = define_op(
     "patchify_frames",
-    "(Tensor video, Tensor? frame_index, SymInt[2] size, int patch_size, int temporal_patch_size, int merge_size, "
-    "float[3] mean, float[3] std, float rescale_factor, str interpolation, str layout, ScalarType dtype, "
-    "str backend) -> Tensor",
+    f"(Tensor video, Tensor? frame_index, SymInt[2] size, {_SETTINGS}, ScalarType dtype, str backend) -> Tensor",
     _fake,
 )
-register_backend(Backend("patchify_frames", "reference", reference))
+_out_op = define_op(
+    "patchify_frames_out",
+    f"(Tensor video, Tensor? frame_index, SymInt[2] size, {_SETTINGS}, Tensor(a!) out, str backend) -> ()",
+    _fake_out,
+)
+_videos_op = define_op(
+    "patchify_videos",
+    f"(Tensor[] videos, Tensor?[] frame_index, SymInt[] sizes, {_SETTINGS}, ScalarType dtype, str backend) -> Tensor",
+    _fake_videos,
+)
+for _op, _definition in (
+    ("patchify_frames", reference),
+    ("patchify_frames_out", reference_out),
+    ("patchify_videos", reference_videos),
+):
+    register_backend(_checking_frames(Backend(_op, "reference", _definition)))
+    register_backend(_checking_frames(native_backend(_op)))
+    register_backend(native_backend(_op, "cuda", limits=_cuda_limits))
 
 
-@register_flop_formula(torch.ops.bridge_stg.patchify_frames)
-def _flops(
-    video: Any,
-    frame_index: Any,
-    size: Any,
-    patch_size: Any,
-    temporal_patch_size: Any,
-    merge_size: Any,
-    mean: Any,
-    std: Any,
-    rescale_factor: Any,
-    interpolation: str,
-    layout: str,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
+def _operations(video: Any, frame_index: Any, size: Any, interpolation: str, layout: str) -> int:
     """Two operations a tap of each resize pass that runs, and two a value to normalise."""
     height, width = video[2:4] if layout == "TCHW" else video[1:3]
     planes = 3 * (video[0] if frame_index is None else frame_index[0])
@@ -318,6 +357,17 @@ def _flops(
     if height != size[0]:
         operations += 2 * size[0] * size[1] * _taps(height, size[0], interpolation)
     return planes * operations
+
+
+@register_flop_formula([torch.ops.bridge_stg.patchify_frames, torch.ops.bridge_stg.patchify_frames_out])
+def _flops(video: Any, frame_index: Any, size: Any, *settings: Any, **kwargs: Any) -> int:
+    return _operations(video, frame_index, size, *settings[6:8])
+
+
+@register_flop_formula(torch.ops.bridge_stg.patchify_videos)
+def _flops_videos(videos: Any, frame_index: Any, sizes: Any, *settings: Any, **kwargs: Any) -> int:
+    pairs = zip(sizes[::2], sizes[1::2], strict=True)
+    return sum(_operations(*one, *settings[6:8]) for one in zip(videos, frame_index, pairs, strict=True))
 
 
 def _taps(source: int, target: int, interpolation: str) -> int:

@@ -128,6 +128,7 @@ def test_doctor_lists_versions_backends_and_codecs():
     facts = json.loads(run("doctor", "--json").stdout)
     assert facts["versions"]["torch"]
     assert {"patchify_frames", "prune_tokens", "attend_memory"} <= {entry["op"] for entry in facts["backends"]}
+    assert facts["build"] is None or facts["build"]["simd"] in ("scalar", "avx2", "avx512")
     assert facts["codecs"]["libx264 (encode)"] == "usable"
 
 

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from transformers import Qwen2VLVideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from bridge_stg.ops import patchify_frames, patchify_videos
+from bridge_stg.ops import backends, patchify_frames, patchify_videos
 from bridge_stg.ops.patchify_frames import Layout
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = Qwen2VLVideoProcessor()
+ON_CPU = [row.name for row in backends() if row.op == "patchify_frames" and row.usable and row.name != "cuda"]
 
 
 def random_video(frames: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -54,8 +55,8 @@ def assert_same_as_hugging_face(video, index, low, high, patch_size=14, temporal
         "std": STD,
     } | norm
     sources: dict[Layout, torch.Tensor] = {"TCHW": video, "THWC": video.permute(0, 2, 3, 1).contiguous()}
-    for layout, source in sources.items():
-        ours, our_grid = patchify_frames(source, index, layout=layout, **options)
+    for (layout, source), backend in product(sources.items(), ON_CPU):
+        ours, our_grid = patchify_frames(source, index, layout=layout, backend=backend, **options)
         assert torch.equal(ours, expected)
         assert torch.equal(our_grid, grid) and our_grid.dtype == torch.int64
 
@@ -100,8 +101,9 @@ def test_extreme_pixels_are_clamped_like_hugging_face():
     assert_same_as_hugging_face(video, None, 112 * 112, 168 * 168)
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_layout_follows_the_documented_index_map(interpolation):
+def test_layout_follows_the_documented_index_map(interpolation, backend):
     """Pixels by the formulas of the docstring, from a resize that leaves the size alone."""
     patch, group, merge, height, width = 2, 3, 2, 8, 12
     video = random_video(4, height, width)
@@ -116,6 +118,7 @@ def test_layout_follows_the_documented_index_map(interpolation):
         mean=(0.1, 0.2, 0.3),
         std=(0.4, 0.5, 0.6),
         interpolation=interpolation,
+        backend=backend,
     )
     gt, gh, gw = grid[0].tolist()
     assert (gt, gh, gw) == (2, 4, 6)
@@ -140,6 +143,17 @@ def test_half_precision_is_cast_at_the_end(dtype):
     assert torch.equal(half, wide.to(dtype))
 
 
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_out_is_written_in_place(backend):
+    video = random_video(3, 40, 50)
+    options: dict[str, Any] = {"size": (28, 56), "mean": MEAN, "std": STD, "dtype": torch.bfloat16, "backend": backend}
+    expected, grid = patchify_frames(video, **options)
+    buffer = torch.full((3, *expected.shape), torch.nan, dtype=torch.bfloat16)
+    written, our_grid = patchify_frames(video, out=buffer[1], **options)
+    assert written.data_ptr() == buffer[1].data_ptr() and torch.equal(our_grid, grid)
+    assert torch.equal(buffer[1], expected) and buffer[::2].isnan().all()
+
+
 def test_strides_do_not_matter():
     video = random_video(3, 30, 40)
     options: dict[str, Any] = {"size": (28, 28), "mean": MEAN, "std": STD}
@@ -152,12 +166,13 @@ def test_videos_are_concatenated():
     options: dict[str, Any] = {"mean": MEAN, "std": STD}
     index = [torch.tensor([2, 0]), None]
     sizes = [(28, 56), (56, 28)]
-    rows, grid = patchify_videos(videos, index, size=sizes, **options)
     parts = [
         patchify_frames(video, i, size=size, **options) for video, i, size in zip(videos, index, sizes, strict=True)
     ]
-    assert torch.equal(rows, torch.cat([part[0] for part in parts]))
-    assert grid.tolist() == [[1, 2, 4], [1, 4, 2]]
+    for backend in ON_CPU:
+        rows, grid = patchify_videos(videos, index, size=sizes, backend=backend, **options)
+        assert torch.equal(rows, torch.cat([part[0] for part in parts]))
+        assert grid.tolist() == [[1, 2, 4], [1, 4, 2]]
     shared, _ = patchify_videos(videos, size=(28, 28), **options)
     assert shared.shape == ((2 + 1) * 4, 1176)
 
@@ -217,7 +232,15 @@ def call(**changes):
         ({"std": (0.5, 0.0, 0.5)}, ValueError, "std must not contain 0, got [0.5, 0.0, 0.5]."),
         ({"rescale_factor": 0}, ValueError, "rescale_factor must be positive, got 0."),
         ({"dtype": torch.int32}, TypeError, "dtype must be torch.float32 or torch.bfloat16 or torch.float16"),
-        ({"backend": "cuda"}, ValueError, "patchify_frames has no backend 'cuda'; it has 'reference'"),
+        ({"backend": "cuda"}, ValueError, "cannot run on backend 'cuda': it runs on cuda tensors, got cpu."),
+        (
+            {"frame_index": torch.zeros(2, dtype=torch.int64, device="meta")},
+            ValueError,
+            "frame_index must be on the device of video (cpu), got meta.",
+        ),
+        ({"out": torch.zeros(15, 1176)}, ValueError, "out must have shape [16, 1176], got [15, 1176]."),
+        ({"out": torch.zeros(16, 1176).bfloat16()}, TypeError, "out must be torch.float32, got torch.bfloat16."),
+        ({"out": torch.zeros(1176, 16).t()}, ValueError, "out must be contiguous, got strides [1, 16]."),
     ],
 )
 def test_misuse_is_a_sentence(changes, error, message):
@@ -235,3 +258,9 @@ def test_misuse_of_lists_is_a_sentence():
         patchify_videos([video, video], [None], size=(28, 28), mean=MEAN, std=STD)
     with pytest.raises(ValueError, match="size must have one entry for each of 1 videos, got 2"):
         patchify_videos([video], size=[(28, 28), (28, 28)], mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match=r"videos\[1\] must be on the device of videos\[0\] \(cpu\), got meta"):
+        patchify_videos([video, video.to("meta")], size=(28, 28), mean=MEAN, std=STD)
+    with pytest.raises(TypeError, match=r"videos\[1\] must be torch.uint8, got torch.float32"):
+        patchify_videos([video, video.float()], size=(28, 28), mean=MEAN, std=STD)
+    with pytest.raises(ValueError, match=r"frame_index must be in 0\.\.3 \(frames of the video\), got 7"):
+        patchify_videos([video, video], [None, torch.tensor([7])], size=(28, 28), mean=MEAN, std=STD)

@@ -1,0 +1,21 @@
+#include "common/huge_pages.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace bridge_stg {
+
+void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr int64_t kWorthwhile = int64_t{8} << 20;
+  constexpr uintptr_t kPage = 4096;
+  if (bytes < kWorthwhile) return;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
+  const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
+  // Advice: a kernel that refuses it leaves ordinary pages, which are correct.
+  (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace bridge_stg

@@ -1,0 +1,12 @@
+// Large fresh outputs on huge pages: filling one is otherwise mostly page faults.
+#pragma once
+
+#include <cstdint>
+
+namespace bridge_stg {
+
+// Asks the system to back memory that was just allocated, and not yet touched, by huge pages. Below 8 MiB, or where
+// the system has none to offer, does nothing.
+void advise_huge_pages(void* memory, int64_t bytes);
+
+}  // namespace bridge_stg
