@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         GroundingResult,
         load_model,
     )
+    from .modules import importance
     from .ops import (
         attend_memory,
         backends,
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
         patchify_videos,
         prune_tokens,
         prune_tokens_varlen,
+        share_memory,
+        warmup,
     )
 
 __version__ = "0.1.0"
@@ -36,6 +39,9 @@ _HOMES = {
     "patchify_videos": "ops",
     "prune_tokens": "ops",
     "prune_tokens_varlen": "ops",
+    "share_memory": "ops",
+    "warmup": "ops",
+    "importance": "modules",
     "BridgeSTGConfig": "models",
     "BridgeSTGForVideoGrounding": "models",
     "BridgeSTGProcessor": "models",
@@ -45,13 +51,16 @@ _HOMES = {
     "SyntheticTubes": "data",
 }
 
-__all__ = [  # noqa: RUF022 - grouped by home: ops, models, data
+__all__ = [  # noqa: RUF022 - grouped by home: ops, modules, models, data
     "attend_memory",
     "backends",
     "patchify_frames",
     "patchify_videos",
     "prune_tokens",
     "prune_tokens_varlen",
+    "share_memory",
+    "warmup",
+    "importance",
     "BridgeSTGConfig",
     "BridgeSTGForVideoGrounding",
     "BridgeSTGProcessor",

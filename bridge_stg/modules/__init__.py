@@ -2,6 +2,7 @@
 
 from .frame_contrast import FrameContrast
 from .frame_patchifier import FramePatchifier
+from .importance import importance
 from .memory_cross_attention import MemoryCrossAttention
 from .multi_layer_query_cross_attention import MultiLayerQueryCrossAttention
 from .query_guided_token_pruner import QueryGuidedTokenPruner
@@ -16,4 +17,5 @@ __all__ = [
     "QueryGuidedTokenPruner",
     "SemanticBridge",
     "SpatialDecoder",
+    "importance",
 ]

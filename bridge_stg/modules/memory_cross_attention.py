@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..ops import attend_memory
-from ..ops._checks import BOOLEAN, FLOATING, Expect, check_tensors
+from ..ops._checks import BOOLEAN, FLOATING, Expect, check_choice, check_tensors
+from ..ops.projected_attention import LIBRARIES, projected_attention
 
 Path = Literal["auto", "absorbed", "projected"]
+
+# The `ProjectedMemory` of each memory that `MultiLayerQueryCrossAttention.share` projected.
+PROJECTED = WeakTensorKeyDictionary()
 
 
 class MemoryCrossAttention(nn.Module):
@@ -22,7 +29,10 @@ class MemoryCrossAttention(nn.Module):
 
     - absorbed: each head's W_k is folded into its few queries and W_v applied after, with `ops.attend_memory`
       over the raw memory between them. No keys or values are written.
-    - projected: keys and values of all memory rows, then `scaled_dot_product_attention`.
+    - projected: keys and values of all memory rows, then `ops.projected_attention`.
+
+    Several layers over one memory should be given `ops.share_memory(memory)` in its place: its gradient is then made
+    once. `MultiLayerQueryCrossAttention` also projects once.
 
     A row that sees no key, which is NaN in `nn.MultiheadAttention`, attends to nothing: its output is
     `out_proj.bias`. Attention dropout and `attn_mask` are not offered.
@@ -33,9 +43,11 @@ class MemoryCrossAttention(nn.Module):
         bias: whether the projections have a bias.
         batch_first: whether tensors are [B, length, C] or [length, B, C].
         path: "auto" picks by shape (`uses_absorption`); the others force one way.
+        library: what attends to projected keys and values, one of "flash_attn", "xformers", "sdpa" and "flex"; None
+            picks.
 
     Raises:
-        ValueError: `num_heads` does not divide `embed_dim`; an unknown path.
+        ValueError: `num_heads` does not divide `embed_dim`; an unknown path or library.
     """
 
     def __init__(
@@ -46,6 +58,7 @@ class MemoryCrossAttention(nn.Module):
         bias: bool = True,
         batch_first: bool = True,
         path: Path = "auto",
+        library: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -54,11 +67,14 @@ class MemoryCrossAttention(nn.Module):
             raise ValueError(f"num_heads must divide embed_dim={embed_dim}, got {num_heads}.")
         if path not in ("auto", "absorbed", "projected"):
             raise ValueError(f"path must be 'auto', 'absorbed' or 'projected', got {path!r}.")
+        if library is not None:
+            check_choice("MemoryCrossAttention", "library", library, tuple(LIBRARIES))
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.head_dim = embed_dim // num_heads
         self.batch_first = batch_first
         self.path: Path = path
+        self.library = library
         self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, device=device, dtype=dtype))
         self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim, device=device, dtype=dtype)) if bias else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
@@ -114,6 +130,12 @@ class MemoryCrossAttention(nn.Module):
             return False
         return queries * (self.embed_dim + (self.num_heads - 1) * rows) <= 0.7 * rows * self.embed_dim
 
+    def absorbs(self, queries: int, rows: int, device_type: str = "cpu") -> bool:
+        """Whether this module goes the absorbed way: as `path` says, or by the rule."""
+        if self.path == "auto":
+            return self.uses_absorption(queries, rows, device_type)
+        return self.path == "absorbed"
+
     def forward(
         self,
         query: Tensor,
@@ -124,6 +146,7 @@ class MemoryCrossAttention(nn.Module):
         bias: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
+        need_mass: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from `query` to `memory`.
 
@@ -136,15 +159,20 @@ class MemoryCrossAttention(nn.Module):
             key_padding_mask: [B, M] bool, True for a key to ignore, as in `nn.MultiheadAttention`.
             need_weights: whether to return the weights, averaged over heads; takes the projected way. Off by
                 default, unlike in `nn.MultiheadAttention`.
+            need_mass: whether to return the mean weight of each key over heads and queries (`importance`); takes the
+                absorbed way. A constant to autograd.
 
         Returns:
-            (output, shape of the query; weights [B, Q, M] or None).
+            (output, shape of the query; weights [B, Q, M], mass [B, M] float32, or None).
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device; a `value` that is not the memory.
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device; a `value` that is not the memory; both
+                weights and mass asked for.
         """
         if value is not None and value is not memory:
             raise ValueError("value must be the memory itself; a key that differs by a position is `position`.")
+        if need_weights and need_mass:
+            raise ValueError("need_weights and need_mass cannot both be set: the mass is the mean of the weights.")
         shape = f"B {{}} {self.embed_dim}" if self.batch_first else f"{{}} B {self.embed_dim}"
         check_tensors(
             "MemoryCrossAttention",
@@ -160,10 +188,8 @@ class MemoryCrossAttention(nn.Module):
         weights = None
         if need_weights:
             out, weights = self._with_weights(query, memory, position, bias, key_padding_mask)
-        elif self.path == "absorbed" or (
-            self.path == "auto" and self.uses_absorption(query.shape[1], memory.shape[1], memory.device.type)
-        ):
-            out = self._absorbed(query, memory, position, bias, key_padding_mask)
+        elif need_mass or self.absorbs(query.shape[1], memory.shape[1], memory.device.type):
+            out, weights = self._absorbed(query, memory, position, bias, key_padding_mask, need_mass)
         else:
             out = self._projected(query, memory, position, bias, key_padding_mask)
         out = self.out_proj(out)
@@ -175,8 +201,8 @@ class MemoryCrossAttention(nn.Module):
         return tuple(zip(weights, biases, strict=True))
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, length, C] -> [B, H, length, head_dim]."""
-        return x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        """[B, length, C] -> [B, length, H, head_dim]."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
 
     def _absorbed(
         self,
@@ -185,31 +211,34 @@ class MemoryCrossAttention(nn.Module):
         position: Tensor | None,
         bias: Tensor | None,
         key_padding_mask: Tensor | None,
-    ) -> Tensor:
+        need_mass: bool,
+    ) -> tuple[Tensor, Tensor | None]:
         (w_q, b_q), (w_k, _), (w_v, b_v) = self._parts()  # a bias of the keys cancels in the softmax
         batch, count, _ = query.shape
         per_head = (self.num_heads, self.head_dim)
         # One product a head over all clips; a broadcast over clips would repeat the weights B times.
         q = F.linear(query, w_q, b_q).view(-1, *per_head).transpose(0, 1)  # [H, B Q, hd]
         rows = torch.bmm(q, w_k.unflatten(0, per_head)).transpose(0, 1)  # [B Q, H, C]
-        attended, lse = attend_memory(
+        attended, lse, *masses = attend_memory(
             rows.reshape(batch, count * self.num_heads, self.embed_dim),
             memory,
             position=position,
             bias=bias,
             key_mask=None if key_padding_mask is None else ~key_padding_mask,
             scale=1.0 / math.sqrt(self.head_dim),
+            return_mass=need_mass,
         )
+        mass = masses[0] / (count * self.num_heads) if masses else None
         attended = attended.view(-1, self.num_heads, self.embed_dim).transpose(0, 1)  # [H, B Q, C]
         values = torch.bmm(attended, w_v.unflatten(0, per_head).transpose(1, 2))  # [H, B Q, hd]
         out = values.transpose(0, 1).reshape(batch, count, self.embed_dim)
         if b_v is None:
-            return out
+            return out, mass
         if key_padding_mask is None and bias is None:
-            return out + b_v
+            return out + b_v, mass
         # Whether a row sees a key does not depend on its head.
         seen = lse.view(batch, count, self.num_heads)[..., :1] != -torch.inf
-        return out + b_v * seen
+        return out + b_v * seen, mass
 
     def _projected(
         self,
@@ -221,10 +250,10 @@ class MemoryCrossAttention(nn.Module):
     ) -> Tensor:
         q, k, v = self._project(query, memory, position)
         score_bias, seen = _score_bias(bias, key_padding_mask, q.dtype)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=score_bias)
+        out = projected_attention(q, k, v, score_bias, library=self.library)
         if seen is not None:
             out = out * seen
-        return out.transpose(1, 2).flatten(2)
+        return out.flatten(2)
 
     def _with_weights(
         self,
@@ -236,6 +265,7 @@ class MemoryCrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         q, k, v = self._project(query, memory, position)
         score_bias, seen = _score_bias(bias, key_padding_mask, q.dtype)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         score = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)
         weights = (score if score_bias is None else score + score_bias).softmax(dim=-1)
         if seen is not None:
@@ -243,16 +273,54 @@ class MemoryCrossAttention(nn.Module):
         return (weights @ v).transpose(1, 2).flatten(2), weights.mean(dim=1)
 
     def _project(self, query: Tensor, memory: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        (w_q, b_q), (w_k, b_k), (w_v, b_v) = self._parts()
-        key = memory if position is None else memory + position
-        return (
-            self._heads(F.linear(query, w_q, b_q)),
-            self._heads(F.linear(key, w_k, b_k)),
-            self._heads(F.linear(memory, w_v, b_v)),
-        )
+        """Queries, keys and values, [B, length, H, head_dim]."""
+        (w_q, b_q), *_ = self._parts()
+        pairs = None if torch.compiler.is_compiling() else PROJECTED.get(memory)
+        if pairs is not None and pairs.position is position and self in pairs.by_layer:
+            keys, values = pairs.by_layer[self]
+        else:
+            (keys, values), *_ = project_memory([self], memory, position)
+        return self._heads(F.linear(query, w_q, b_q)), keys, values
 
     def extra_repr(self) -> str:
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, path={self.path!r}"
+        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, path={self.path!r}, library={self.library!r}"
+
+
+class ProjectedMemory(NamedTuple):
+    """Keys and values that several layers made of one memory.
+
+    Attributes:
+        position: the position added to the keys, or None.
+        by_layer: (keys, values), each [B, M, H, head_dim].
+    """
+
+    position: Tensor | None
+    by_layer: WeakKeyDictionary[MemoryCrossAttention, tuple[Tensor, Tensor]]
+
+
+def project_memory(
+    layers: Sequence[MemoryCrossAttention], memory: Tensor, position: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values [B, M, H, head_dim] of layers of one shape, by one product (two where there is a position)."""
+    width, heads = layers[0].embed_dim, (layers[0].num_heads, layers[0].head_dim)
+
+    def project(x: Tensor, first: int, last: int) -> list[Tensor]:
+        weight = _cat([layer.in_proj_weight[first * width : last * width] for layer in layers])
+        biases = [
+            layer.in_proj_bias[first * width : last * width] for layer in layers if layer.in_proj_bias is not None
+        ]
+        bias = _cat(biases) if biases else None
+        parts = F.linear(x, weight, bias).unflatten(-1, (len(layers) * (last - first), *heads))
+        return list(parts.unbind(2))
+
+    if position is None:
+        parts = project(memory, 1, 3)
+        return list(zip(parts[::2], parts[1::2], strict=True))
+    return list(zip(project(memory + position, 1, 2), project(memory, 2, 3), strict=True))
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _score_bias(

@@ -123,7 +123,7 @@ class SpatialDecoder(nn.Module):
         box = box.expand(batch, frames, queries, 4)
         time = self.time_projection(sinusoidal_embedding(times, dim))[:, :, None]  # [B, S, 1, C]
         token_mask = None if frame_mask is None else frame_mask.repeat_interleave(queries, dim=1)
-        flat_memory = memory.flatten(0, 1)
+        flat_memory = self.cross_attention.share(memory.flatten(0, 1), queries=queries)
         flat_bias = None if bias is None else bias.flatten(0, 1)
         state = torch.zeros(batch, frames, queries, dim, dtype=memory.dtype, device=memory.device)
         boxes, presence = [], []

@@ -16,7 +16,11 @@ class Backend:
         name: "reference", "native", "triton" or "cuda".
         devices: device types it runs on; empty for any.
         forward, backward: kernels with the arguments of the registered op, less its last one (`backend`).
+        only_if_asked: device types it runs on only when it is requested by name.
         obstacle: returns why the backend cannot run in this installation, None if it can.
+        limits: given what the op passes to `choose_backend` about a call, returns why this call is beyond the
+            backend ("it takes float32 and bfloat16, got torch.float64"), None if it is not. Looks at shapes and
+            dtypes only, so that it can be traced.
     """
 
     op: str
@@ -24,7 +28,9 @@ class Backend:
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
     devices: tuple[str, ...] = ()
+    only_if_asked: tuple[str, ...] = ()
     obstacle: Callable[[], str | None] = field(default=lambda: None)
+    limits: Callable[..., str | None] = field(default=lambda **call: None)
 
 
 @dataclass(frozen=True)
@@ -39,11 +45,15 @@ class BackendStatus:
 
 
 _REGISTRY: dict[str, dict[str, Backend]] = {}
+# What `backend=None` picks is the first of these that can run.
+_ORDER = ("cuda", "native", "triton", "reference")
 
 
 def register_backend(backend: Backend) -> None:
-    """Add an implementation. The first one registered for an op that is usable is what `backend=None` picks."""
-    _REGISTRY.setdefault(backend.op, {})[backend.name] = backend
+    """Add an implementation of an op."""
+    candidates = _REGISTRY.setdefault(backend.op, {})
+    candidates[backend.name] = backend
+    _REGISTRY[backend.op] = {name: candidates[name] for name in _ORDER if name in candidates}
 
 
 def backends() -> list[BackendStatus]:
@@ -61,27 +71,30 @@ def find_backend(op: str, name: str) -> Backend:
     return _REGISTRY[op][name]
 
 
-def choose_backend(op: str, requested: str | None, device_type: str) -> str:
+def choose_backend(op: str, requested: str | None, device_type: str, **call: Any) -> str:
     """Name of the backend that runs `op` on `device_type`: the one requested, or the first that can.
 
+    Args:
+        call: what the backends' `limits` decide by.
+
     Raises:
-        ValueError: the requested backend does not exist, cannot run here, or does not run on this device.
+        ValueError: the requested backend does not exist, cannot run here, or does not run this call.
     """
     candidates = _REGISTRY[op]
     if requested is None:
         for candidate in candidates.values():
-            if _refusal(candidate, device_type) is None:
+            if device_type not in candidate.only_if_asked and _refusal(candidate, device_type, call) is None:
                 return candidate.name
         raise ValueError(f"{op} has no backend that runs on {device_type!r} here.")
     if requested not in candidates:
         raise ValueError(f"{op} has no backend {requested!r}; it has {', '.join(map(repr, candidates))}.")
-    refusal = _refusal(candidates[requested], device_type)
+    refusal = _refusal(candidates[requested], device_type, call)
     if refusal is not None:
         raise ValueError(f"{op} cannot run on backend {requested!r}: {refusal}.")
     return requested
 
 
-def _refusal(candidate: Backend, device_type: str) -> str | None:
+def _refusal(candidate: Backend, device_type: str, call: dict[str, Any]) -> str | None:
     if candidate.devices and device_type not in candidate.devices:
         return f"it runs on {' and '.join(candidate.devices)} tensors, got {device_type}"
-    return candidate.obstacle()
+    return candidate.obstacle() or candidate.limits(**call)

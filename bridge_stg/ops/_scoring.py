@@ -70,6 +70,14 @@ def products_backward(
     return weight * factor, shrink
 
 
+def triton_limits(tokens: Tensor, queries: Tensor) -> str | None:
+    """Why a call is beyond the Triton kernels, or None."""
+    for tensor in (tokens, queries):
+        if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            return f"it takes float32, float16 and bfloat16, got {tensor.dtype}"
+    return None
+
+
 def order_key(score: Tensor, mask: Tensor | None = None) -> Tensor:
     """Int64 keys in the range of int32 that sort as the scores do in float32: best highest, +0 equal to -0.
 

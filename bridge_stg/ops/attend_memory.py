@@ -12,10 +12,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ._backends import Backend, choose_backend, register_backend
 from ._checks import BOOLEAN, FLOATING, INT64, INTEGER, Expect, check_number, check_same_dtype, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
+from ._triton import triton_backend
+
+# What `memory_hub.share_memory` made: the hub of each shared memory.
+SHARED = WeakTensorKeyDictionary()
 
 
 def attend_memory(
@@ -81,13 +86,17 @@ def attend_memory(
     factor = check_number("attend_memory", "scale", scale)
     if validate:
         _check_values(index, window, sizes["M"])
-    chosen = choose_backend("attend_memory", backend, query.device.type)
+    chosen = choose_backend("attend_memory", backend, query.device.type, query=query, memory=memory)
     inputs = (query, memory, position, bias)
     stash = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    out, lse, mass, _ = cast(
-        tuple[Tensor, Tensor, Tensor, Tensor],
-        _forward_op(*inputs, key_mask, index, window, factor, return_mass, stash, chosen),
-    )
+    hub = SHARED.get(memory) if stash and not torch.compiler.is_compiling() else None
+    if hub is not None and index is None and window is None and hub.defers(position, chosen):
+        out, lse, mass = hub.attend(query, bias, key_mask, factor, return_mass, chosen)
+    else:
+        out, lse, mass, _ = cast(
+            tuple[Tensor, Tensor, Tensor, Tensor],
+            _forward_op(*inputs, key_mask, index, window, factor, return_mass, stash, chosen),
+        )
     return (out, lse, mass.detach()) if return_mass else (out, lse)
 
 
@@ -249,12 +258,7 @@ def reference_backward(
         score = score_keys(wide, keys, scale)
         probability, _ = softmax_and_lse(score, keys.visible is not None or keys.bias is not None)
     d_out = None if grad_out is None else grad_out.to(dtype)
-    d_score = torch.zeros_like(probability)
-    if d_out is not None:
-        d_probability = d_out @ keys.value.transpose(1, 2)
-        d_score = torch.ops.aten._softmax_backward_data(d_probability, probability, -1, dtype)
-    if grad_lse is not None:
-        d_score = d_score + probability * grad_lse.masked_fill(lse == -torch.inf, 0.0)[..., None]
+    d_score = score_gradient(d_out, grad_lse, keys, lse, probability)
     empty = query.new_empty(0)
     zero = d_score.new_zeros(())
     d_query = empty
@@ -274,6 +278,19 @@ def reference_backward(
     return d_query, d_memory, d_position, d_bias
 
 
+def score_gradient(
+    d_out: Tensor | None, grad_lse: Tensor | None, keys: Keys, lse: Tensor, probability: Tensor
+) -> Tensor:
+    """dS [B, R, K] from dOut [B, R, C] in the dtype of P [B, R, K], and dLse [B, R]."""
+    d_score = torch.zeros_like(probability)
+    if d_out is not None:
+        d_probability = d_out @ keys.value.transpose(1, 2)
+        d_score = torch.ops.aten._softmax_backward_data(d_probability, probability, -1, probability.dtype)
+    if grad_lse is not None:
+        d_score = d_score + probability * grad_lse.masked_fill(lse == -torch.inf, 0.0)[..., None]
+    return d_score
+
+
 def _fake(
     query: Tensor,
     memory: Tensor,
@@ -291,6 +308,7 @@ def _fake(
     rows = memory.shape[1]
     keys = rows if index is None else index.shape[1]
     dtype = accumulation_dtype(query)
+    stash = stash and backend != "triton"  # it takes P again from lse
     return (
         query.new_empty(query.shape),
         query.new_empty((batch, heads_queries), dtype=dtype),
@@ -336,8 +354,9 @@ _backward_op = define_op(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.set_materialize_grads(False)
-    _, lse, _, probability = output
-    ctx.save_for_backward(*inputs[:7], lse, probability)
+    out, lse, _, probability = output
+    # Triton takes P again from lse, and then needs rowsum(P * dP) = rowsum(out * dOut).
+    ctx.save_for_backward(*inputs[:7], lse, out if inputs[-1] == "triton" else probability)
     ctx.scale = inputs[7]
     ctx.backend = inputs[-1]
 
@@ -356,6 +375,17 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *rest:
 differentiate(_forward_op, _backward, _setup_context)
 refuse_gradient(_backward_op, "attend_memory is differentiable once: its gradient has no gradient.")
 register_backend(Backend("attend_memory", "reference", reference, reference_backward))
+
+
+def _triton_limits(query: Tensor, memory: Tensor) -> str | None:
+    if torch.float64 in (query.dtype, memory.dtype):
+        return "it takes torch.float32, torch.bfloat16 and torch.float16, got torch.float64"
+    if query.shape[-1] > 512:
+        return f"it takes rows of at most 512 numbers (C), got {query.shape[-1]}"
+    return None
+
+
+register_backend(triton_backend("attend_memory", limits=_triton_limits))
 
 
 def _key_count(memory: Any, index: Any) -> int:

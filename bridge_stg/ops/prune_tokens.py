@@ -25,8 +25,10 @@ from ._scoring import (
     products_backward,
     reduce_queries,
     score_dtype,
+    triton_limits,
     unfold_gradient,
 )
+from ._triton import triton_backend
 
 
 class PrunedTokens(NamedTuple):
@@ -138,7 +140,7 @@ def prune_tokens(
     check_choice("prune_tokens", "scoring", scoring, SCORINGS)
     check_choice("prune_tokens", "reduce", reduce, REDUCES)
     factor = 1.0 if scale is None else check_number("prune_tokens", "scale", scale)
-    chosen = choose_backend("prune_tokens", backend, tokens.device.type)
+    chosen = choose_backend("prune_tokens", backend, tokens.device.type, tokens=tokens, queries=queries)
     kept, index, score, scores = cast(
         tuple[Tensor, ...],
         _forward_op(tokens, queries, keep, scoring, reduce, factor, mask, return_scores, chosen),
@@ -363,6 +365,7 @@ def _backward(
 differentiate(_forward_op, _backward, _setup_context)
 refuse_gradient(_backward_op, "prune_tokens is differentiable once: its gradient has no gradient.")
 register_backend(Backend("prune_tokens", "reference", reference, reference_backward))
+register_backend(triton_backend("prune_tokens", limits=triton_limits))
 
 
 @register_flop_formula(torch.ops.bridge_stg.prune_tokens)

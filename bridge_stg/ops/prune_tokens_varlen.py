@@ -25,8 +25,10 @@ from ._scoring import (
     products_backward,
     reduce_queries,
     score_dtype,
+    triton_limits,
     unfold_gradient,
 )
+from ._triton import triton_backend
 
 Policy = Literal["per_segment", "per_clip", "top_p", "threshold"]
 POLICIES = ("per_segment", "per_clip", "top_p", "threshold")
@@ -77,7 +79,8 @@ def prune_tokens_varlen(
     - "threshold": every token whose score is at least `budget`.
 
     "top_p" and "threshold" never keep a token whose score is NaN. Rows of `tokens` outside the segments are not
-    kept. The host never waits for the device.
+    kept; offsets that do not ascend give unspecified rows, each at most once, and never lead outside the tensors.
+    The host never waits for the device.
 
     Differentiable in `tokens` and `queries`, through the kept tokens and through `score`; once, not twice.
 
@@ -119,7 +122,7 @@ def prune_tokens_varlen(
     limit = _budget_tensor(budget, policy, segments, tokens.device)
     if validate:
         _check_values(cu_seqlens, limit, policy, sizes["R"])
-    chosen = choose_backend(op, backend, tokens.device.type)
+    chosen = choose_backend(op, backend, tokens.device.type, tokens=tokens, queries=queries)
     return PackedTokens(
         *cast(
             tuple[Tensor, ...],
@@ -376,6 +379,7 @@ def _backward(
 differentiate(_forward_op, _backward, _setup_context)
 refuse_gradient(_backward_op, "prune_tokens_varlen is differentiable once: its gradient has no gradient.")
 register_backend(Backend("prune_tokens_varlen", "reference", reference, reference_backward))
+register_backend(triton_backend("prune_tokens_varlen", limits=triton_limits))
 
 
 @register_flop_formula(torch.ops.bridge_stg.prune_tokens_varlen)

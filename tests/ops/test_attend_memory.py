@@ -316,7 +316,7 @@ def call(**changes):
             ValueError,
             "window must have start <= end, got [3, 1).",
         ),
-        ({"backend": "triton"}, ValueError, "attend_memory has no backend 'triton'; it has 'reference'"),
+        ({"backend": "magic"}, ValueError, "attend_memory has no backend 'magic'; it has "),
     ],
 )
 def test_misuse_is_a_sentence(changes, error, message):

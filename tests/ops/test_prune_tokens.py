@@ -294,7 +294,7 @@ def call(**changes):
         ({"scoring": "l2"}, ValueError, "scoring must be one of 'dot', 'cosine', got 'l2'."),
         ({"reduce": "sum"}, ValueError, "reduce must be one of 'max', 'mean', 'logsumexp', got 'sum'."),
         ({"scale": "1"}, TypeError, "scale must be a number, got str."),
-        ({"backend": "abacus"}, ValueError, "prune_tokens has no backend 'abacus'; it has 'reference'"),
+        ({"backend": "abacus"}, ValueError, "prune_tokens has no backend 'abacus'; it has"),
     ],
 )
 def test_misuse_is_a_sentence(changes, error, message):

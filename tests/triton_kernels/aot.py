@@ -1,0 +1,225 @@
+"""Compiles Triton kernels for GPUs that are not here, and holds what they use against limits and a committed table.
+
+Works on kernels decorated without TRITON_INTERPRET; see `conftest.py` for how the two kinds of tests are kept apart.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+ARCHITECTURES = (80, 90, 100)
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
+TENSOR_MEMORY_LIMIT = 512
+# Above its tensor memory Triton succeeds, and emits a kernel that only traps and uses 4 registers.
+FEWEST_REGISTERS = 8
+
+TABLES = Path(__file__).parent / "resources"
+TRITON = ".".join(triton.__version__.split(".")[:2])
+
+_CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+_LAUNCH_OPTIONS = ("num_warps", "num_stages", "num_ctas", "maxnreg")
+_POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+    torch.int32: "*i32",
+    torch.uint32: "*u32",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile a kernel.
+
+    Attributes:
+        name: names it in the table; unique within an op.
+        kernel: the `@triton.jit` function.
+        signature: Triton type of every argument, "constexpr" where it is one.
+        constants: value of every "constexpr".
+        aligned: arguments that are multiples of 16; the plain variant ignores them.
+        options: num_warps and num_stages.
+    """
+
+    name: str
+    kernel: JITFunction
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    aligned: tuple[str, ...] = ()
+    options: Mapping[str, int] = field(default_factory=dict)
+
+    def plain(self) -> Variant:
+        """The same without the hint of alignment, which costs it `cp.async` and wide loads."""
+        return Variant(f"{self.name}/plain", self.kernel, self.signature, self.constants, (), self.options)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a compiled kernel uses: registers a thread, bytes, columns of tensor memory; whether its code traps."""
+
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    tensor_memory: int
+    has_trap: bool
+
+
+def variant_of(name: str, kernel: JITFunction, args: tuple[Any, ...], options: Mapping[str, Any]) -> Variant:
+    """The variant that `kernel[grid](*args, **options)` compiles, from tensors of any device, meta included."""
+    values = dict(zip(kernel.arg_names, args, strict=False))
+    values |= {key: value for key, value in options.items() if key in kernel.arg_names}
+    for parameter in kernel.params:
+        if parameter.name not in values and parameter.has_default:
+            values[parameter.name] = parameter.default
+    signature, constants, aligned = {}, {}, []
+    for parameter in kernel.params:
+        value = values[parameter.name]
+        specialised = not parameter.do_not_specialize
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+            aligned.append(parameter.name)
+        elif parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = value
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if specialised and value % 16 == 0:
+                aligned.append(parameter.name)
+    launch = {key: value for key, value in options.items() if key in _LAUNCH_OPTIONS}
+    return Variant(name, kernel, signature, constants, tuple(aligned), launch)
+
+
+def record(launch: Callable[[], Any], name: str = "") -> list[Variant]:
+    """The variants of all kernels that `launch` launches, none of which runs; named `<name>/<kernel>`."""
+    found: list[Variant] = []
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        found.append(variant_of(f"{name}/{self.__name__}".lstrip("/"), self, args, options))
+
+    original = JITFunction.run
+    JITFunction.run = run
+    try:
+        launch()
+    finally:
+        JITFunction.run = original
+    return found
+
+
+def compile_variant(variant: Variant, cc: int) -> Resources:
+    """Compile for compute capability `cc` (80, 90, 100) and read the resources out of the cubin."""
+    names = variant.kernel.arg_names
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", cc, 32), options=dict(variant.options))
+    usage = _read_cubin(compiled.asm["cubin"])
+    return Resources(
+        registers=int(usage["REG"]),
+        stack=int(usage["STACK"]),
+        local=int(usage["LOCAL"]),
+        shared=compiled.metadata.shared,
+        tensor_memory=getattr(compiled.metadata, "tmem_size", None) or 0,
+        # Not in the machine code: there ptxas guards every use of tensor memory by a trap.
+        has_trap=re.search(r"\btrap\b", compiled.asm["ptx"]) is not None,
+    )
+
+
+def _read_cubin(cubin: bytes) -> dict[str, str]:
+    """Resource usage by name of the one kernel in a cubin."""
+    path = Path(os.environ.get("TMPDIR", "/tmp")) / f"aot-{os.getpid()}.cubin"
+    path.write_bytes(cubin)
+    try:
+        dump = subprocess.run(
+            [_CUOBJDUMP, "--dump-resource-usage", path], capture_output=True, text=True, check=True
+        ).stdout
+    finally:
+        path.unlink()
+    usage = re.findall(r"^\s*(REG:.*)$", dump, re.MULTILINE)
+    assert len(usage) == 1, f"one kernel expected in a cubin, got {len(usage)}"
+    return dict(re.findall(r"(\w+):(\d+)", usage[0]))
+
+
+def gate(op: str, name: str, cc: int, resources: Resources) -> None:
+    """Fail when a kernel spills, does not fit, traps, or uses more than `resources/<op>.json` has for it.
+
+    The table is keyed by Triton version (major.minor), variant and compute capability; a version it does not know
+    is held against the absolute limits alone. BRIDGE_STG_UPDATE_RESOURCES=1 writes the entry in place of comparing.
+    """
+    what = f"{op} {name} on sm_{cc}"
+    assert resources.stack == 0, f"{what}: {resources.stack} bytes of stack"
+    assert resources.local == 0, f"{what}: {resources.local} bytes of local memory"
+    assert resources.shared <= SHARED_LIMIT[cc], f"{what}: {resources.shared} bytes of shared memory"
+    assert resources.tensor_memory <= TENSOR_MEMORY_LIMIT, f"{what}: {resources.tensor_memory} tensor memory columns"
+    assert resources.registers > FEWEST_REGISTERS, f"{what}: only {resources.registers} registers, code is missing"
+    assert not resources.has_trap, f"{what}: its code traps"
+    used = {key: asdict(resources)[key] for key in ("registers", "shared", "tensor_memory")}
+    path = TABLES / f"{op}.json"
+    if os.environ.get("BRIDGE_STG_UPDATE_RESOURCES") == "1":
+        _write_entry(path, name, cc, used)
+        return
+    table = json.loads(path.read_text()) if path.exists() else {}
+    if TRITON not in table:
+        return
+    known = table[TRITON].get(name, {}).get(str(cc))
+    assert known is not None, f"{what} is not in {path.name}; BRIDGE_STG_UPDATE_RESOURCES=1 adds it"
+    worse = {key: (known[key], used[key]) for key in used if used[key] > known[key]}
+    assert not worse, f"{what} got worse than {path.name} says: {worse} (was, is)"
+
+
+def _write_entry(path: Path, name: str, cc: int, used: dict[str, int]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # test workers write the same table
+        file.seek(0)
+        table = json.loads(file.read() or "{}")
+        table.setdefault(TRITON, {}).setdefault(name, {})[str(cc)] = used
+        for version, variants in table.items():
+            table[version] = {key: dict(sorted(variants[key].items())) for key in sorted(variants)}
+        file.truncate(0)
+        file.write(_dump(table))
+
+
+def _dump(table: dict[str, Any]) -> str:
+    """JSON with one line for each variant and compute capability."""
+    text = json.dumps(table, indent=1)
+    return re.sub(r"\{\s*(\"registers\"[^}]*?)\s*\}", lambda m: "{" + re.sub(r"\s+", " ", m[1]) + "}", text) + "\n"
+
+
+def distinct(variants: list[Variant]) -> list[Variant]:
+    """The variants that compile to different code, each once; a second of the same name gets a number."""
+    found: dict[Any, Variant] = {}
+    for variant in variants:
+        key = (
+            variant.kernel.fn.__name__,
+            tuple(variant.signature.items()),
+            tuple((name, repr(value)) for name, value in variant.constants.items()),
+            variant.aligned,
+            tuple(variant.options.items()),
+        )
+        found.setdefault(key, variant)
+    names: dict[str, int] = {}
+    result = []
+    for variant in found.values():
+        names[variant.name] = count = names.get(variant.name, 0) + 1
+        result.append(variant if count == 1 else replace(variant, name=f"{variant.name}-{count}"))
+    return result

@@ -1,0 +1,29 @@
+"""NVTX ranges around the launches of an op, with BRIDGE_STG_NVTX=1; nothing at all without it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def nvtx_range(name: str) -> Callable[[Function], Function]:
+    """Decorator that puts calls into an NVTX range `name`. The variable is read once, when a module is imported."""
+
+    def decorate(function: Function) -> Function:
+        if os.environ.get("BRIDGE_STG_NVTX") != "1":
+            return function
+
+        @functools.wraps(function)
+        def ranged(*args: Any, **kwargs: Any) -> Any:
+            with torch.cuda.nvtx.range(name):
+                return function(*args, **kwargs)
+
+        return ranged  # type: ignore[return-value]
+
+    return decorate
