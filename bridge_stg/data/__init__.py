@@ -1,9 +1,13 @@
 """Data: samples, video decoding, frame sampling and the synthetic benchmark. Knows no model."""
 
+from .checking import CheckReport, check_dataset
 from .frame_sampling import sample_spatial_frames, uniform_frame_index
+from .mixture import MixtureSampler
+from .readers import Dataset, Problem, iterate_dataset, read_dataset
 from .sample import Box, GroundingSample, SentenceType, Task, read_samples, write_samples
 from .scene import COLORS, COMPOSITIONS, IMAGE_TIER, MOTIONS, SHAPES, SPLITS, TIERS, VOCABULARY, SceneObject
 from .synthetic import SyntheticClip, SyntheticImages, SyntheticTubes, write_split
+from .time_base import align_to_video
 from .video import VideoInfo, decode_frames, frames, probe
 from .video_writer import write_video
 
@@ -17,7 +21,11 @@ __all__ = [
     "TIERS",
     "VOCABULARY",
     "Box",
+    "CheckReport",
+    "Dataset",
     "GroundingSample",
+    "MixtureSampler",
+    "Problem",
     "SceneObject",
     "SentenceType",
     "SyntheticClip",
@@ -25,9 +33,13 @@ __all__ = [
     "SyntheticTubes",
     "Task",
     "VideoInfo",
+    "align_to_video",
+    "check_dataset",
     "decode_frames",
     "frames",
+    "iterate_dataset",
     "probe",
+    "read_dataset",
     "read_samples",
     "sample_spatial_frames",
     "uniform_frame_index",

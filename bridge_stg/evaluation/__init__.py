@@ -15,10 +15,12 @@ from .metrics import (
     temporal_iou,
 )
 from .predictions import Prediction, read_predictions, to_frame_range, write_predictions
+from .protocols import PROTOCOLS, protocol_report, score_files
 
 __all__ = [
     "EVERY_FRAME",
     "METRICS",
+    "PROTOCOLS",
     "THRESHOLDS",
     "ConstantFloor",
     "Evaluation",
@@ -27,8 +29,10 @@ __all__ = [
     "SampleScore",
     "box_iou",
     "evaluate",
+    "protocol_report",
     "random_floor",
     "read_predictions",
+    "score_files",
     "score_sample",
     "summarise",
     "temporal_iou",

@@ -84,9 +84,9 @@ def score_sample(sample: GroundingSample, prediction: Prediction) -> SampleScore
     if sample.boxes:
         shared = range(max(true[0], prediction.interval[0]), min(true[1], prediction.interval[1]))
         union = max(true[1], prediction.interval[1]) - min(true[0], prediction.interval[0])
-        viou = _sum_iou(sample.boxes, prediction.boxes, shared) / union
+        viou = sum_iou(sample.boxes, prediction.boxes, shared) / union
         oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
-        gt_viou = _sum_iou(sample.boxes, oracle, range(*true)) / (true[1] - true[0])
+        gt_viou = sum_iou(sample.boxes, oracle, range(*true)) / (true[1] - true[0])
     return SampleScore(sample.id, tiou, viou, gt_viou, sample.sentence_type, sample.tier)
 
 
@@ -109,11 +109,13 @@ class MetricProtocol:
         name: what reports call it.
         score: scores one prediction.
         exceeds: what vIoU@R asks of (vIoU, R).
+        admits: which samples count at all; None means all of them.
     """
 
     name: str
     score: Callable[[GroundingSample, Prediction], SampleScore]
     exceeds: Callable[[float, float], bool] = operator.gt
+    admits: Callable[[GroundingSample], bool] | None = None
 
 
 EVERY_FRAME = MetricProtocol("every_frame", score_sample)
@@ -128,12 +130,14 @@ class Evaluation:
         missing: ids of samples without a prediction, scored 0.
         unexpected: ids of predictions without a sample, not scored.
         summary: what `summarise` makes of the scores.
+        left_out: ids of samples that the protocol does not admit; they count nowhere.
     """
 
     scores: tuple[SampleScore, ...]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     summary: dict[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def evaluate(
@@ -152,17 +156,22 @@ def evaluate(
             raise SampleError(f"prediction {prediction.id!r} comes twice; ids must be unique.")
         by_id[prediction.id] = prediction
     scores: dict[str, SampleScore] = {}
+    left_out: dict[str, None] = {}
     for sample in samples:
-        if sample.id in scores:
+        if sample.id in scores or sample.id in left_out:
             raise SampleError(f"sample {sample.id!r} comes twice; ids must be unique.")
+        if protocol.admits is not None and not protocol.admits(sample):
+            left_out[sample.id] = None
+            continue
         found = by_id.get(sample.id)
         scores[sample.id] = protocol.score(sample, found) if found is not None else _missing_score(sample)
     ordered = tuple(scores.values())
     return Evaluation(
         scores=ordered,
         missing=tuple(score.id for score in ordered if score.missing),
-        unexpected=tuple(id for id in by_id if id not in scores),
+        unexpected=tuple(id for id in by_id if id not in scores and id not in left_out),
         summary=summarise(ordered, protocol),
+        left_out=tuple(left_out),
     )
 
 
@@ -212,7 +221,8 @@ def _missing_score(sample: GroundingSample) -> SampleScore:
     return SampleScore(sample.id, 0.0, tube, tube, sample.sentence_type, sample.tier, missing=True)
 
 
-def _sum_iou(true: Mapping[int, Box], predicted: Mapping[int, Box], frames: range) -> float:
+def sum_iou(true: Mapping[int, Box], predicted: Mapping[int, Box], frames: Iterable[int]) -> float:
+    """Sum of box IoU over those of `frames` in which both sides have a box."""
     both = [frame for frame in frames if frame in true and frame in predicted]
     if not both:
         return 0.0

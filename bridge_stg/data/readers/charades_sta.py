@@ -1,0 +1,71 @@
+"""Charades-STA: a text file of `<video> <start> <end>##<sentence>` lines; intervals only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from ...errors import SampleError
+from ..sample import GroundingSample
+from ..time_base import UNKNOWN_SIZE
+from .reading import Item, VideoFolder, attempt
+
+# The file has seconds and no frames: a clock of tenths, to which its times are rounded, stands in for them.
+CLOCK = 10.0
+
+
+def read_charades_sta(
+    annotations: str | os.PathLike[str], videos: str | os.PathLike[str] | None = None
+) -> Iterator[Item]:
+    """One sample of task "temporal" a line.
+
+    A sample's id is "<video>-<line>". The file says nothing of rate, length and size: frames are tenths of a second,
+    the video ends with the event and measures `UNKNOWN_SIZE`, and only the interval in seconds is to be relied on,
+    until `align_to_video` has put in what the video says.
+
+    Args:
+        annotations: the published text file.
+        videos: folder of the videos, looked through by name; None names them "<video>.mp4".
+
+    Yields:
+        samples, and a problem for each line that is skipped.
+
+    Raises:
+        SampleError: the file cannot be read or is empty.
+    """
+    path = Path(annotations)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SampleError(f"{path} cannot be read as Charades-STA annotations: {reason}.") from error
+    if not any(line.strip() for line in lines):
+        raise SampleError(f"{path} holds no line; Charades-STA has one <video> <start> <end>##<sentence> a line.")
+    folder = VideoFolder(videos)
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield attempt(f"line {number}", partial(_sample, line, number, folder))
+
+
+def _sample(line: str, number: int, folder: VideoFolder) -> GroundingSample:
+    head, separator, sentence = line.partition("##")
+    parts = head.split()
+    if not separator or len(parts) != 3:
+        raise SampleError(f"a line must be <video> <start> <end>##<sentence>, got {line[:80]!r}.")
+    try:
+        start, end = float(parts[1]), float(parts[2])
+    except ValueError as error:
+        raise SampleError(f"start and end must be seconds, got {parts[1]!r} and {parts[2]!r}.") from error
+    return GroundingSample(
+        id=f"{parts[0]}-{number}",
+        video=folder.find(f"{parts[0]}.mp4"),
+        sentence=sentence.strip(),
+        width=UNKNOWN_SIZE[0],
+        height=UNKNOWN_SIZE[1],
+        fps=CLOCK,
+        frame_count=max(1, round(end * CLOCK)) if 0 < end < 1e6 else 1,
+        task="temporal",
+        interval=(start, end),
+    )

@@ -1,0 +1,172 @@
+"""What every reader shares: how a record fails, how a file fails, where a video lies."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...errors import SampleError
+from ..sample import GroundingSample
+
+Convention = Literal["exact", "tubedetr", "stcat"]
+CONVENTIONS: tuple[Convention, ...] = ("exact", "tubedetr", "stcat")
+VIDEO_SUFFIXES = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".jpg", ".jpeg", ".png"))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A record that is no sample, or one that is but deserves a look.
+
+    Attributes:
+        id: of the record: the sample's id, or its place in the file.
+        reason: one sentence with the value and the rule.
+        skipped: whether the record was left out; else it was read and this is a note.
+    """
+
+    id: str
+    reason: str
+    skipped: bool = True
+
+
+Item = GroundingSample | Problem
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A whole annotation file.
+
+    Attributes:
+        samples: what could be read, in the order of the file.
+        skipped: the records left out, with the reason.
+        notes: oddities of records that were read.
+    """
+
+    samples: tuple[GroundingSample, ...]
+    skipped: tuple[Problem, ...]
+    notes: tuple[Problem, ...]
+
+    @classmethod
+    def collect(cls, items: Iterable[Item]) -> Dataset:
+        """All that a reader yields; ids that come twice are skipped the second time."""
+        samples: list[GroundingSample] = []
+        problems: list[Problem] = []
+        for item in without_doubles(items):
+            if isinstance(item, Problem):
+                problems.append(item)
+            else:
+                samples.append(item)
+        return cls(
+            samples=tuple(samples),
+            skipped=tuple(problem for problem in problems if problem.skipped),
+            notes=tuple(problem for problem in problems if not problem.skipped),
+        )
+
+
+def without_doubles(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, a sample whose id was already seen replaced by a problem."""
+    seen: set[str] = set()
+    for item in items:
+        if isinstance(item, GroundingSample):
+            if item.id in seen:
+                yield Problem(item.id, f"id {item.id!r} was already used; ids must be unique.")
+                continue
+            seen.add(item.id)
+        yield item
+
+
+def attempt(name: str, build: Callable[[], GroundingSample]) -> Item:
+    """The sample that `build` makes, or why it cannot."""
+    try:
+        return build()
+    except SampleError as error:
+        return Problem(name, str(error))
+
+
+def load_json(path: str | os.PathLike[str], kind: type, what: str) -> Any:
+    """Parse a JSON file whose outermost value is a `kind` (list or dict).
+
+    Raises:
+        SampleError: it cannot be read, is not complete JSON, or holds another kind of value.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise SampleError(
+            f"{path} is not complete JSON: {error.msg} (line {error.lineno}, column {error.colno})."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise SampleError(f"{path} cannot be read as {what}: {reason}.") from error
+    if not isinstance(value, kind):
+        expected = "a JSON array" if kind is list else "a JSON object"
+        raise SampleError(f"{path} cannot be read as {what}: it must hold {expected}, got {type(value).__name__}.")
+    return value
+
+
+def require(record: Any, keys: Collection[str], what: str) -> Mapping[str, Any]:
+    """`record`, once it is an object with `keys`.
+
+    Raises:
+        SampleError: it is not.
+    """
+    if not isinstance(record, Mapping):
+        raise SampleError(f"{what} must be a JSON object, got {type(record).__name__}.")
+    missing = [key for key in keys if key not in record]
+    if missing:
+        raise SampleError(f"{what} has no key {', '.join(map(repr, missing))}; it needs {', '.join(keys)}.")
+    return record
+
+
+def unknown_keys(name: str, record: Any, known: Collection[str]) -> Iterator[Problem]:
+    """A note where `record` has keys that the published format has not: they are not read."""
+    unknown = sorted(str(key) for key in record if key not in known) if isinstance(record, Mapping) else []
+    if unknown:
+        keys = ", ".join(map(repr, unknown))
+        yield Problem(
+            name, f"unknown key {keys} is not read; the format has {', '.join(sorted(known))}.", skipped=False
+        )
+
+
+def whole(record: Mapping[str, Any], key: str, what: str, least: int = 0) -> int:
+    """`record[key]`, once it is a whole number of at least `least`.
+
+    Raises:
+        SampleError: it is not.
+    """
+    value = record.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SampleError(f"{key} of {what} must be a whole number of at least {least}, got {value!r}.")
+    return value
+
+
+class VideoFolder:
+    """Where the videos of a dataset lie: by relative path, else by file name anywhere below the folder."""
+
+    def __init__(self, folder: str | os.PathLike[str] | None):
+        """Args:
+            folder: None keeps names as they are.
+
+        Raises:
+            SampleError: it is not a folder.
+        """
+        self.folder = None if folder is None else Path(folder)
+        if self.folder is not None and not self.folder.is_dir():
+            raise SampleError(f"{self.folder} is not a folder; the videos are looked for in it.")
+        self._by_stem: dict[str, Path] | None = None
+
+    def find(self, name: str) -> str:
+        """Path of the video `name`; where there is none, the path at which it was expected."""
+        if self.folder is None:
+            return name
+        expected = self.folder / name
+        if expected.is_file():
+            return str(expected)
+        if self._by_stem is None:
+            files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)
+            self._by_stem = {path.stem: path for path in reversed(files)}
+        return str(self._by_stem.get(Path(name).stem, expected))

@@ -1,0 +1,84 @@
+"""Boxes of VidOR, which VidSTG refers to by video and trajectory id."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...errors import SampleError
+from ..sample import Box
+from .reading import load_json, require
+
+_CACHE = 32  # videos; VidSTG keeps the sentences of a video together
+
+
+@dataclass(frozen=True)
+class VidORVideo:
+    """One VidOR file.
+
+    Attributes:
+        video_path: relative path of the video, such as "1001/7771650716.mp4"; None where the file has none.
+        tracks: {trajectory id: {frame: (xmin, ymin, xmax, ymax)}}; a value that is no box stands as it was written.
+    """
+
+    video_path: str | None
+    tracks: Mapping[int, Mapping[int, Any]]
+
+    def tube(self, target: int, frames: Iterable[int]) -> dict[int, Box]:
+        """Boxes of a trajectory at those of `frames` that have one."""
+        track = self.tracks.get(target, {})
+        return {frame: track[frame] for frame in frames if frame in track}
+
+
+class VidORBoxes:
+    """VidOR annotations: `<video id>.json` anywhere below a folder, or one such file."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Raises:
+        SampleError: there is no such folder or file.
+        """
+        path = Path(path)
+        if not path.exists():
+            raise SampleError(f"{path} does not exist; VidOR boxes are a folder of <video id>.json files, or one file.")
+        self.path = path
+        self._files: dict[str, Path] = {}
+        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+            # A copy may carry more in its name than the video's id.
+            for name in (file.stem, *re.findall(r"(?<!\d)\d{6,}(?!\d)", file.stem)):
+                self._files.setdefault(name, file)
+        self._cache: OrderedDict[str, VidORVideo] = OrderedDict()
+
+    def video(self, vid: str) -> VidORVideo:
+        """Annotation of a video.
+
+        Raises:
+            SampleError: there is no file for it, or the file is broken.
+        """
+        if vid in self._cache:
+            self._cache.move_to_end(vid)
+            return self._cache[vid]
+        if vid not in self._files:
+            raise SampleError(f"{self.path} has no VidOR file of video {vid!r}, so its boxes are unknown.")
+        self._cache[vid] = _parse(self._files[vid])
+        if len(self._cache) > _CACHE:
+            self._cache.popitem(last=False)
+        return self._cache[vid]
+
+
+def _parse(path: Path) -> VidORVideo:
+    record = require(load_json(path, dict, "a VidOR annotation"), ("trajectories",), str(path))
+    if not isinstance(record["trajectories"], list):
+        raise SampleError(f"trajectories of {path} must be an array with one entry a frame.")
+    tracks: dict[int, dict[int, Any]] = {}
+    for frame, entries in enumerate(record["trajectories"]):
+        for entry in entries if isinstance(entries, list) else [entries]:
+            entry = require(entry, ("tid", "bbox"), f"an object in frame {frame} of {path}")
+            box = require(entry["bbox"], ("xmin", "ymin", "xmax", "ymax"), f"a box in frame {frame} of {path}")
+            tracks.setdefault(entry["tid"], {})[frame] = (box["xmin"], box["ymin"], box["xmax"], box["ymax"])
+    video_path = record.get("video_path")
+    return VidORVideo(video_path if isinstance(video_path, str) and video_path else None, tracks)
