@@ -1,4 +1,4 @@
-"""The command line: ground, evaluate, synth, train, demo, doctor. Results on stdout, progress and logs on stderr."""
+"""The command line: results on stdout, progress, notes and errors on stderr."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,6 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from .cli_data import app as data_app
 from .errors import BridgeSTGError
 
 app = typer.Typer(
@@ -32,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(data_app)
 stderr = Console(stderr=True)
 
 Model = Annotated[
@@ -61,11 +64,22 @@ def options(
 
 @app.command()
 def ground(
-    video: Annotated[Path, typer.Argument(help="A video file.")],
-    sentence: Annotated[str, typer.Argument(help='What to look for, such as "the red circle that moves left".')],
+    video: Annotated[Path | None, typer.Argument(help="A video file.")] = None,
+    sentence: Annotated[
+        str | None, typer.Argument(help='What to look for, such as "the red circle that moves left".')
+    ] = None,
     model: Model = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder for the annotated MP4, the strip and result.json.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the annotated MP4, the strip and result.json; a JSONL file for --manifest."
+        ),
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ground a JSONL of id, video and sentence instead; run again to resume, under torchrun to share it."
+        ),
     ] = None,
     as_json: Json = False,
     spatial_fps: Annotated[
@@ -73,6 +87,15 @@ def ground(
     ] = None,
 ) -> None:
     """Find [bold]when[/] and [bold]where[/] SENTENCE happens in VIDEO."""
+    if manifest is not None:
+        if video is not None or out is None:
+            raise typer.BadParameter(
+                "it takes no VIDEO and SENTENCE, and needs --out FILE.jsonl.", param_hint="--manifest"
+            )
+        _ground_manifest(manifest, out, model, spatial_fps, as_json)
+        return
+    if video is None or sentence is None:
+        raise typer.BadParameter("both are needed, unless there is a --manifest.", param_hint="VIDEO SENTENCE")
     from .data import probe
     from .files import ensure_writable_folder, write_text
     from .models import load_model
@@ -101,6 +124,31 @@ def ground(
             f"{result.interval[0]:.2f} s to {result.interval[1]:.2f} s "
             f"({result.interval_source}, confidence {result.confidence:.2f}), {len(result.tube)} boxes"
         )
+
+
+def _ground_manifest(manifest: Path, out: Path, model: str | None, spatial_fps: float | None, as_json: bool) -> None:
+    from .manifest import ground_manifest, read_manifest
+    from .models import load_model
+
+    read_manifest(manifest)  # a mistake in it must not wait for the model
+    network = load_model(model)
+    with _progress() as bar:
+        task = bar.add_task("grounding", total=None)
+        summary = ground_manifest(
+            partial(network.ground, spatial_fps=spatial_fps),
+            manifest,
+            out,
+            rank=int(os.environ.get("RANK", "0")),
+            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    for name, reason in summary.failed.items():
+        stderr.print(f"{name}: {reason}", highlight=False, soft_wrap=True)
+    if as_json:
+        typer.echo(json.dumps(summary.to_dict()))
+    else:
+        state = f"written to {out}" if summary.merged else "the other processes are not done yet"
+        typer.echo(f"{summary.grounded} of {summary.records} grounded, {len(summary.failed)} failed; {state}")
 
 
 @app.command()
@@ -138,7 +186,16 @@ def synth(
 
 @app.command()
 def evaluate(
-    data: Annotated[Path, typer.Option("--data", "-d", help="Folder with SPLIT.jsonl, or a JSONL file.")],
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", "-d", help="Ground the samples of a folder with SPLIT.jsonl, or a JSONL file."),
+    ] = None,
+    dataset: Annotated[
+        Path | None, typer.Option(help="Score the file --predictions against this JSONL; needs no model and no video.")
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="How to score: every_frame, tubedetr, stcat, hcstvg_official or ptd.")
+    ] = "every_frame",
     model: Model = None,
     split: Annotated[str, typer.Option(help="Which SPLIT.jsonl of the folder.")] = "test",
     settings: Annotated[
@@ -147,11 +204,25 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    predictions: Annotated[Path | None, typer.Option(help="Write the predictions here, one JSON a line.")] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Predictions, one JSON a line: written here with --data, read with --dataset.")
+    ] = None,
     floors: Annotated[bool, typer.Option(help="Add the trivial floors: best constant answer, random answer.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a model: m_tIoU, m_vIoU, vIoU@0.3, vIoU@0.5 and gt_vIoU per sentence type and tier."""
+    """Score a model or a file: m_tIoU, m_vIoU, vIoU@0.3, vIoU@0.5 and gt_vIoU per sentence type and tier."""
+    from .evaluation import PROTOCOLS
+
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}.", param_hint="--protocol")
+    if (data is None) == (dataset is None):
+        raise typer.BadParameter("give one of both, and only one.", param_hint="--data, --dataset")
+    if dataset is not None:
+        if predictions is None:
+            raise typer.BadParameter("--dataset needs the file to score.", param_hint="--predictions")
+        _score_file(dataset, predictions, protocol, as_json)
+        return
+    assert data is not None
     from .evaluation import ConstantFloor, random_floor, write_predictions
     from .evaluation import evaluate as score
     from .inference import find_samples, predict_samples
@@ -164,13 +235,31 @@ def evaluate(
         found = predict_samples(network, samples, batch_size=batch_size, progress=partial(_advance, bar, task))
     if predictions is not None:
         write_predictions(predictions, found)
-    report = dict(score(samples, found).summary)
+    rule = PROTOCOLS[protocol]
+    report = dict(score(samples, found, rule).summary)
     if floors:
         constant = ConstantFloor.fit(samples).predict(samples)
         report["floors"] = {
-            "best constant": score(samples, constant).summary,
-            "random": score(samples, random_floor(samples)).summary,
+            "best constant": score(samples, constant, rule).summary,
+            "random": score(samples, random_floor(samples), rule).summary,
         }
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        from .tables import metrics_table
+
+        Console().print(metrics_table(report))
+
+
+def _score_file(dataset: Path, predictions: Path, protocol: str, as_json: bool) -> None:
+    from .evaluation import PROTOCOLS, score_files
+
+    report = score_files(dataset, predictions, PROTOCOLS[protocol])
+    for name, what in (("missing", "have no prediction and score 0"), ("left_out", "are left out by the protocol")):
+        if report[name]:
+            stderr.print(f"{len(report[name])} samples {what}.", highlight=False)
+    if report["unexpected"]:
+        stderr.print(f"{len(report['unexpected'])} predictions answer no sample of {dataset}.", highlight=False)
     if as_json:
         typer.echo(json.dumps(report))
     else:
@@ -213,6 +302,65 @@ def demo(
     from .demo import run_demo
 
     run_demo(out, train_seconds=train_seconds, console=stderr)
+
+
+@app.command()
+def bench(
+    ops: Annotated[
+        list[str] | None, typer.Argument(metavar="[OP ...]", help="Ops to measure; all when left out.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small shapes, few rounds, nothing that compiles long.")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Results go to OUT/<device>; benchmarks/results when left out.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; CUDA where there is one when left out.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin no case after that long, and name what is left out.")
+    ] = None,
+    list_only: Annotated[bool, typer.Option("--list", help="List cases and providers, run nothing.")] = False,
+    benchmarks: Annotated[
+        Path | None,
+        typer.Option(help="The folder benchmarks/ of a checkout; the one beside the package when left out."),
+    ] = None,
+) -> None:
+    """Measure the ops against their peers: time in pairs, memory, floors. A wrong output gets no time."""
+    from .benchmarking import load_benchmarks
+
+    command = load_benchmarks(benchmarks)
+    try:
+        text, code = command.run_benchmarks(
+            ops or (),
+            quick=quick,
+            out=out,
+            device=device,
+            seconds=seconds,
+            list_only=list_only,
+            echo=partial(stderr.print, highlight=False, markup=False, soft_wrap=True),
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    typer.echo(text)
+    raise typer.Exit(code)
+
+
+@app.command()
+def tune(
+    op: Annotated[str, typer.Argument(help="prune_tokens or prune_tokens_varlen.")] = "prune_tokens",
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table; name it in BRIDGE_STG_TUNED.")] = Path(
+        "tuned.json"
+    ),
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(help="segments,tokens,width,queries; repeat for several. A usual set when left out."),
+    ] = None,
+) -> None:
+    """Time the Triton configurations of OP on this GPU and keep the best of each shape."""
+    from .ops.tuning import tune_op
+
+    tune_op(op, out, shape, report=stderr.print)
+    typer.echo(out)
 
 
 @app.command()
@@ -261,5 +409,5 @@ def main() -> None:
     except BridgeSTGError as error:
         if debug:
             raise
-        stderr.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+        stderr.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
