@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,23 @@ from torch.nn import functional as F
 from ..ops import prune_tokens, score_tokens
 from ..ops.prune_tokens import Reduce, Scoring
 
+Gate = Literal["soft", "straight_through"]
+Budget = Literal["frame", "clip"]
+
 
 class GatedTokens(NamedTuple):
     """What `QueryGuidedTokenPruner` keeps.
 
     Attributes:
-        tokens: [B, k, token_dim] kept tokens, in their original order.
-        index: [B, k] int64 positions in 0..N-1, ascending.
+        tokens: [B, k, token_dim] kept tokens, in their original order; [B', k, token_dim] under a budget per clip, and
+            so on below.
+        index: [B, k] int64 positions in 0..N-1, ascending; under a budget per clip in 0..F*N-1, where F = B / B' is
+            the number of frames: frame index // N, token index % N.
         score: [B, k] float32 scores; -inf for a masked pick.
-        log_gate: [B, k] float32 log sigmoid(score + gate_bias), to be added to attention scores.
-        scores: [B, N] float32 scores of all tokens, or None where they were not asked for.
+        log_gate: [B, k] float32, to be added to attention scores: log sigmoid(score + gate_bias), or with
+            straight-through 0 with the gradient of that; -inf for a masked pick.
+        scores: [B, N] float32 scores of all tokens ([B', F*N] under a budget per clip), or None where they were not
+            asked for.
     """
 
     tokens: Tensor
@@ -44,9 +51,16 @@ class QueryGuidedTokenPruner(nn.Module):
         keep: a float in (0, 1] is the share of tokens to keep, ceil(keep * N); an int >= 1 is their number,
             all of them where a segment has fewer.
         scoring, reduce: as in `ops.prune_tokens`.
+        budget: "frame" keeps as many tokens of every segment; "clip" lets the segments that share queries compete
+            for the tokens of all of them.
+        noise: scale of the Gumbel noise that is added to the scores before they select, in training mode only: the
+            kept set is then a sample without replacement from softmax(score / noise) (Gumbel-top-k; Kool, van Hoof
+            and Welling, 2019). Scores and gate stay without noise. 0 for none.
+        gate: "soft", or "straight_through" for a gate that is open in the forward pass and has the gradient of the
+            soft one in the backward pass (Bengio, Leonard and Courville, 2013).
 
     Raises:
-        ValueError: `keep` out of range.
+        ValueError: `keep` or `noise` out of range, or an unknown `budget` or `gate`.
     """
 
     def __init__(
@@ -58,16 +72,28 @@ class QueryGuidedTokenPruner(nn.Module):
         *,
         scoring: Scoring = "dot",
         reduce: Reduce = "max",
+        budget: Budget = "frame",
+        noise: float = 0.0,
+        gate: Gate = "soft",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         if isinstance(keep, bool) or (keep < 1 if isinstance(keep, int) else not 0.0 < keep <= 1.0):
             raise ValueError(f"keep must be a share in (0, 1] or an int of at least 1, got {keep!r}.")
+        if not (math.isfinite(noise) and noise >= 0):
+            raise ValueError(f"noise must be a finite number of at least 0, got {noise!r}.")
+        if budget not in ("frame", "clip"):
+            raise ValueError(f"budget must be 'frame' or 'clip', got {budget!r}.")
+        if gate not in ("soft", "straight_through"):
+            raise ValueError(f"gate must be 'soft' or 'straight_through', got {gate!r}.")
         self.keep = keep
         self.score_dim = score_dim
         self.scoring: Scoring = scoring
         self.reduce: Reduce = reduce
+        self.budget: Budget = budget
+        self.noise = noise
+        self.gate: Gate = gate
         self.query_proj = nn.Linear(query_dim, score_dim, bias=False, device=device, dtype=dtype)
         self.token_proj = nn.Linear(token_dim, score_dim, bias=False, device=device, dtype=dtype)
         self.gate_bias = nn.Parameter(torch.zeros((), device=device, dtype=dtype))
@@ -94,24 +120,47 @@ class QueryGuidedTokenPruner(nn.Module):
         Raises:
             ValueError: B' does not divide B; what `ops.prune_tokens` raises.
         """
-        keep = self.keep_count(tokens.shape[1])
         query = self._token_space(queries, tokens.shape[0])
-        scores = None
-        if return_scores:
+        if self.budget == "clip" and len(queries) != len(tokens):
+            tokens = tokens.unflatten(0, (len(queries), -1)).flatten(1, 2)
+            mask = None if mask is None else mask.unflatten(0, (len(queries), -1)).flatten(1, 2)
+        else:
+            query = self._expand(query, tokens.shape[0])
+        keep = self.keep_count(tokens.shape[1])
+        scores, drawn, scoring, reduce = None, mask, self.scoring, self.reduce
+        if self.training and self.noise > 0:
+            scores = score_tokens(tokens, query, scoring=scoring, reduce=reduce)
+            drawn = self._draw(scores.detach(), keep, mask)
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+        if return_scores and scores is None:
             kept, index, score, scores = prune_tokens(
-                tokens, query, keep, scoring=self.scoring, reduce=self.reduce, mask=mask, return_scores=True
+                tokens, query, keep, scoring=scoring, reduce=reduce, mask=drawn, return_scores=True
             )
         else:
-            kept, index, score = prune_tokens(tokens, query, keep, scoring=self.scoring, reduce=self.reduce, mask=mask)
-        return GatedTokens(kept, index, score, F.logsigmoid(score + self.gate_bias), scores)
+            kept, index, score = prune_tokens(tokens, query, keep, scoring=scoring, reduce=reduce, mask=drawn)
+        log_gate = F.logsigmoid(score + self.gate_bias)
+        if self.gate == "straight_through":
+            hidden = log_gate == -torch.inf
+            log_gate = (log_gate - log_gate.detach()).masked_fill(hidden, -torch.inf)
+        return GatedTokens(kept, index, score, log_gate, scores if return_scores else None)
 
     def scores(self, tokens: Tensor, queries: Tensor) -> Tensor:
         """Scores [B, N] float32 of all tokens, without selecting; arguments as in `forward`."""
-        query = self._token_space(queries, tokens.shape[0])
+        query = self._expand(self._token_space(queries, tokens.shape[0]), tokens.shape[0])
         return score_tokens(tokens, query, scoring=self.scoring, reduce=self.reduce)
 
+    def _draw(self, scores: Tensor, keep: int, mask: Tensor | None) -> Tensor:
+        """Mask [B, N] of `keep` tokens drawn by noisy scores, or of all unmasked ones where those are fewer."""
+        gumbel = -torch.empty_like(scores).exponential_().log()
+        noisy = (scores + self.noise * gumbel).nan_to_num(nan=-torch.inf)
+        if mask is not None:
+            noisy = noisy.masked_fill(~mask, -torch.inf)
+        drawn = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, noisy.topk(keep, dim=1).indices, True)
+        return drawn if mask is None else drawn & mask
+
     def _token_space(self, queries: Tensor, batch: int) -> Tensor:
-        """Queries [B', Q, query_dim] -> (W_q g) W_f / sqrt(score_dim), [B, Q, token_dim]."""
+        """Queries [B', Q, query_dim] -> (W_q g) W_f / sqrt(score_dim), [B', Q, token_dim]."""
         if queries.dim() != 3 or (batch and (not len(queries) or batch % len(queries))):
             raise ValueError(
                 f"queries must have shape [B', Q, query_dim] with B' dividing the {batch} segments of the tokens, "
@@ -120,11 +169,15 @@ class QueryGuidedTokenPruner(nn.Module):
         # Not under autocast: rounding the queries to bfloat16 would flip selections.
         with torch.autocast(queries.device.type, enabled=False):
             projected = self.query_proj(queries.to(self.query_proj.weight.dtype))
-            query = projected @ (self.token_proj.weight / math.sqrt(self.score_dim))
+            return projected @ (self.token_proj.weight / math.sqrt(self.score_dim))
+
+    @staticmethod
+    def _expand(query: Tensor, batch: int) -> Tensor:
+        """Queries [B', Q, D], each repeated for its B / B' segments."""
         if len(query) == batch:
             return query
-        repeat = batch // max(len(query), 1)
-        return query[:, None].expand(-1, repeat, -1, -1).flatten(0, 1)
+        return query[:, None].expand(-1, batch // max(len(query), 1), -1, -1).flatten(0, 1)
 
     def extra_repr(self) -> str:
-        return f"keep={self.keep}, scoring={self.scoring!r}, reduce={self.reduce!r}"
+        options = ("keep", "scoring", "reduce", "budget", "noise", "gate")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)

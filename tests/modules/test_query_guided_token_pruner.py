@@ -102,3 +102,76 @@ def test_misuse_is_a_sentence(pruner):
     tokens, _ = tensors()
     with pytest.raises(ValueError, match=r"with B' dividing the 4 segments of the tokens, got \[3, 1, 10\]"):
         pruner(tokens, torch.zeros(3, 1, 10))
+
+
+def test_tokens_of_a_clip_compete_under_a_budget_per_clip(pruner):
+    pruner.budget = "clip"
+    tokens, queries = tensors(batch=6, clips=2)
+    mask = torch.rand(6, 20, generator=torch.Generator().manual_seed(2)) > 0.2
+    result = pruner(tokens, queries, mask, return_scores=True)
+    assert result.tokens.shape == (2, 15, 12) and result.scores.shape == (2, 60)
+    apart = pruner.scores(tokens, queries).masked_fill(~mask, -torch.inf).view(2, 60)
+    assert torch.equal(result.index, apart.topk(15).indices.sort().values)
+    assert torch.equal(result.tokens[1, 3], tokens[3 + result.index[1, 3] // 20, result.index[1, 3] % 20])
+
+
+def test_a_clip_of_one_frame_has_the_budget_of_a_frame(pruner):
+    tokens, queries = tensors()
+    per_frame = pruner(tokens, queries)
+    pruner.budget = "clip"
+    assert torch.equal(pruner(tokens, queries).index, per_frame.index)
+
+
+def test_noise_draws_without_replacement_in_proportion_to_the_softmax(pruner):
+    pruner.keep, pruner.noise = 1, 0.5
+    tokens, queries = tensors(batch=1, clips=1, size=6)
+    many = tokens.detach().expand(20_000, -1, -1)
+    torch.manual_seed(0)
+    index = pruner(many, queries.detach()).index.flatten()
+    share = index.bincount(minlength=6) / len(index)
+    expected = (pruner.scores(tokens, queries)[0] / 0.5).softmax(0)
+    assert (share - expected).abs().max() < 0.015  # four standard errors of 20,000 draws
+    pruner.eval()
+    assert (pruner(many[:50], queries.detach()).index == expected.argmax()).all()
+
+
+def test_noise_changes_the_choice_and_nothing_else(pruner):
+    pruner.noise = 5.0
+    tokens, queries = tensors()
+    mask = torch.ones(4, 20, dtype=torch.bool)
+    mask[:, :16] = False
+    torch.manual_seed(0)
+    result = pruner(tokens, queries, mask, return_scores=True)
+    assert torch.equal(result.index[:, -4:], torch.arange(16, 20).expand(4, -1))  # what is masked comes last
+    assert result.log_gate[:, 0].isneginf().all()
+    dense = pruner.scores(tokens, queries)
+    torch.testing.assert_close(result.scores[mask], dense[mask])
+    assert result.scores[~mask].isneginf().all()
+    torch.testing.assert_close(result.score[:, 1:], dense.gather(1, result.index)[:, 1:])
+    free = [pruner(tokens, queries) for _ in range(2)]
+    assert not torch.equal(free[0].index, free[1].index)
+    for one in free:
+        assert (one.index.diff(dim=1) > 0).all()
+        torch.testing.assert_close(one.log_gate, torch.nn.functional.logsigmoid(one.score + 0.3))
+
+
+def test_a_straight_through_gate_is_open_and_keeps_the_gradient(pruner):
+    tokens, queries = tensors()
+    mask = torch.ones(4, 20, dtype=torch.bool)
+    mask[0, 2:] = False
+    leaves = (tokens, queries, *pruner.parameters())
+    soft = pruner(tokens, queries, mask)
+    pruner.gate = "straight_through"
+    hard = pruner(tokens, queries, mask)
+    seen = mask.gather(1, hard.index)
+    assert (hard.log_gate[seen] == 0).all() and hard.log_gate[~seen].isneginf().all() and not seen.all()
+    expected = torch.autograd.grad(soft.log_gate[seen].square().sum() / 2, leaves)
+    ours = torch.autograd.grad((hard.log_gate * soft.log_gate.detach())[seen].sum(), leaves)
+    for a, b in zip(ours, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("option", [{"noise": -1.0}, {"noise": math.nan}, {"budget": "video"}, {"gate": "open"}])
+def test_bad_options(option):
+    with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
+        QueryGuidedTokenPruner(12, 10, 8, **option)

@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.library import opcheck
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as tv
 from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 
 from bridge_stg.ops import patchify_frames, patchify_videos
@@ -159,3 +161,28 @@ def test_compiles_without_graph_breaks():
     compiled = torch.compile(pipeline, fullgraph=True, backend="aot_eager")
     expected = pipeline(*arguments, torch.empty(16, 1176))
     assert all(torch.equal(a, b) for a, b in zip(compiled(*arguments, torch.empty(16, 1176)), expected, strict=True))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize(("size", "target"), [(97, 56), (20, 84), (1, 28), (640, 28), (56, 56)])
+def test_the_resize_table_gives_the_pixels_of_torchvision(size, target, interpolation):
+    from bridge_stg._native import resize_table
+
+    table = resize_table(size, target, interpolation)
+    row = torch.randint(0, 256, (size,), generator=torch.Generator().manual_seed(size))
+    resized = []
+    for start, weights in zip(table["start"], table["weights"], strict=True):
+        total = sum(w * int(row[start + j]) for j, w in enumerate(weights)) + (1 << (table["precision"] - 1))
+        resized.append(min(max(total >> table["precision"], 0), 255))
+    frame = row.to(torch.uint8).expand(1, 3, 1, -1).contiguous()
+    expected = tv.resize(frame, [1, target], InterpolationMode[interpolation.upper()], antialias=True)
+    assert resized == expected[0, 0, 0].tolist()
+
+
+def test_the_resize_table_refuses_what_is_no_size():
+    from bridge_stg._native import resize_table
+
+    with pytest.raises(ValueError, match=r"sizes must be in 1\.\.2147483647, got 0 and 28"):
+        resize_table(0, 28, "bicubic")
+    with pytest.raises(ValueError, match="interpolation must be 'bilinear' or 'bicubic', got 'nearest'"):
+        resize_table(28, 28, "nearest")
