@@ -35,8 +35,7 @@ test-native: $(VENV)/.installed-dev  ## C++ unit tests and the CPU ops under Add
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
 	$(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  $(BIN)/python -c "import pathlib, bridge_stg.ops._native as native; \
-	  native._FOLDER = pathlib.Path('$(SANITIZED)'); from tests.ops.patchify_cases import check_cases; check_cases()"
+	  BRIDGE_STG_LIBRARY_FOLDER=$(abspath $(SANITIZED)) $(BIN)/python -m pytest tests/ops/test_*_native.py
 
 checkstyle: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -11,6 +11,14 @@ import torch
 torch.set_num_threads(1)
 
 
+def pytest_configure():
+    """A build named by hand, such as one with sanitizers, must not be passed over in silence."""
+    from bridge_stg.ops._native import library_obstacle
+
+    if os.environ.get("BRIDGE_STG_LIBRARY_FOLDER") and (obstacle := library_obstacle("cpu")):
+        pytest.exit(f"BRIDGE_STG_LIBRARY_FOLDER: {obstacle}", returncode=1)
+
+
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         skip = pytest.mark.skip(reason="needs a CUDA device")

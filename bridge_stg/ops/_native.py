@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 from ._backends import Backend
 
-_FOLDER = Path(__file__).parents[1] / "lib"
+_FOLDER = Path(os.environ.get("BRIDGE_STG_LIBRARY_FOLDER") or Path(__file__).parents[1] / "lib")
 _LIBRARIES = {"cpu": "libbridge_stg_cpu.so", "cuda": "libbridge_stg_cuda.so"}
 _NAMES = {"cpu": "native", "cuda": "cuda"}
 
