@@ -24,7 +24,7 @@ MOST_SPLITS = 128
 class Tile(NamedTuple):
     """Rows and keys of a tile, columns of its output, warps and pipeline stages.
 
-    Found by compiling for sm_80, sm_90 and sm_100: none of them puts registers on the stack. Fewer columns than the
+    Found by compiling for sm_80, sm_90 and sm_100, by Triton 3.6 and 3.8: none of them puts registers on the stack. Fewer columns than the
     width mean that scores are taken again for each chunk of the output.
     """
 
@@ -44,7 +44,7 @@ class Tile(NamedTuple):
         }
 
 
-# For widths that are no multiple of 16, whose loads take many registers, and for the gradient of a float32 query.
+# For widths that are no multiple of 16, whose loads take many registers.
 ODD_TILE = Tile(16, 16, 32, 8, 1)
 
 
@@ -67,9 +67,11 @@ def forward_tile(rows: int, width: int, itemsize: int, plain: bool) -> Tile:
 
 def query_tile(rows: int, width: int, itemsize: int, plain: bool) -> Tile:
     """Tile of the gradient of the query; `plain` as in `forward_tile`."""
-    padded = padded_width(width)
-    if width % 16 or itemsize == 4:
+    if width % 16:
         return ODD_TILE
+    padded = padded_width(width)
+    if itemsize == 4:
+        return Tile(16, 16, 64, 8, 1)
     if padded == 512:
         return Tile(16, 32, 256, 8, 1)
     return Tile(64 if plain and padded == 256 and rows > 32 else 32, 32, padded, 4 if padded == 64 else 8, 2)
@@ -83,7 +85,7 @@ def memory_tile(width: int, itemsize: int, plain: bool) -> Tile:
     if itemsize == 4:
         return Tile(16, 16, 64, 4, 1)
     if padded == 512:
-        return Tile(16, 32, 128, 8, 1)
+        return Tile(16, 16 if plain else 32, 128, 8, 1)
     return Tile(16 if padded == 256 and not plain else 32, 32, padded, 4 if padded == 64 else 8, 2)
 
 
