@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bridge_stg.modules import MemoryCrossAttention, MultiLayerQueryCrossAttention
-from bridge_stg.ops import share_memory
+from bridge_stg.ops import attend_memory, share_memory
 
 from .harness import Benchmark, Case, Inputs, Prepared, Provider, Unavailable, Work, relative_error
 from .harness.cases import FORWARD, FORWARD_BACKWARD
@@ -38,12 +38,13 @@ def cases(device: str, quick: bool) -> list[Case]:
     if quick:
         return [_case(2, 64, 64, 4, 2, torch.float32)]
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    grid = (1, 4, 16, 32, 64, 128, 256)
+    grid = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     return [
         _case(1, 8192, 256, 8, 16, dtype),
         _case(64, 64, 256, 8, 4, dtype),
         _case(1, 4096, 1024, 16, 16, dtype),
         *(_case(1, 8192, 256, 8, queries, dtype, "Q at B1 M8192 C256 H8") for queries in grid),
+        *(_case(64, 64, 256, 8, queries, dtype, "Q at B64 M64 C256 H8") for queries in grid),
     ]
 
 
@@ -122,7 +123,7 @@ def _with_hub(case: Case, device: torch.device) -> Prepared:
         ours.load_state_dict(theirs.state_dict())
 
     def call(inputs: Inputs) -> tuple[Tensor, ...]:
-        memory = share_memory(inputs["memory"])
+        memory = module.share(inputs["memory"], queries=case.sizes["Q"])
         return _decode(inputs["query"], lambda i, q: module.layer(i, q, memory))
 
     return Prepared(call, tuple(module.parameters()))
@@ -138,6 +139,29 @@ def _layer_by_layer(path: Any) -> Callable[[Case, torch.device], Prepared]:
         return Prepared(call, tuple(p for layer in layers for p in layer.parameters()))
 
     return prepare
+
+
+def _plain_products(case: Case, device: torch.device) -> Prepared:
+    """Absorbed and over one hub, with nothing but products of torch."""
+    layers = _layers(case, device)
+    heads = case.sizes["H"]
+
+    def call(inputs: Inputs) -> tuple[Tensor, ...]:
+        memory = share_memory(inputs["memory"])
+
+        def layer(i: int, x: Tensor) -> Tensor:
+            w_q, w_k, w_v = (w.unflatten(0, (heads, -1)) for w in layers[i].in_proj_weight.chunk(3))
+            b_q, _, b_v = layers[i].in_proj_bias.chunk(3)
+            q = F.linear(x, w_q.flatten(0, 1), b_q).view(-1, *w_q.shape[:2])
+            rows = torch.bmm(q.transpose(0, 1), w_k).transpose(0, 1)  # [B Q, H, C]
+            scale = w_q.shape[1] ** -0.5
+            out, _ = attend_memory(rows.reshape(x.shape[0], -1, x.shape[2]), memory, scale=scale, backend="reference")
+            values = torch.bmm(out.view(rows.shape).transpose(0, 1), w_v.transpose(1, 2)).transpose(0, 1)
+            return layers[i].out_proj(values.reshape(x.shape) + b_v)
+
+        return _decode(inputs["query"], layer)
+
+    return Prepared(call, tuple(p for layer in layers for p in layer.parameters()))
 
 
 def _multihead_attention(case: Case, device: torch.device) -> Prepared:
@@ -227,6 +251,7 @@ def providers(case: Case, device: torch.device) -> Sequence[Provider]:
         Provider("bridge_stg", _with_hub, ours=True, subject=True),
         Provider("bridge_stg, absorbed, layer by layer", _layer_by_layer("absorbed"), ours=True),
         Provider("bridge_stg, projected, layer by layer", _layer_by_layer("projected"), ours=True),
+        Provider("bridge_stg, absorbed, products of torch", _plain_products, ours=True),
         Provider("nn.MultiheadAttention", _multihead_attention),
         *(
             Provider(f"fused GEMM + SDPA {name.removesuffix('_ATTENTION').lower()}", _fused(_sdpa(name)))

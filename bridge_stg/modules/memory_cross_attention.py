@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..ops import attend_memory
 from ..ops._checks import BOOLEAN, FLOATING, Expect, check_choice, check_tensors
+from ..ops._head_products import attend_heads
+from ..ops._native import library_obstacle
 from ..ops.projected_attention import LIBRARIES, projected_attention
 
 Path = Literal["auto", "absorbed", "projected"]
@@ -118,17 +119,23 @@ class MemoryCrossAttention(nn.Module):
         return made
 
     def uses_absorption(self, queries: int, rows: int, device_type: str = "cpu") -> bool:
-        """The rule of "auto", for Q `queries` over M `rows`: Q (C + (H - 1) M) <= 0.7 M C, and on CUDA C <= 512.
+        """The rule of "auto", for Q `queries` over M `rows`, H heads and width C.
+
+        With the compiled library, in float32 on a CPU: Q (2 C + (H - 1) M) <= 1.25 M C. Elsewhere
+        Q (C + (H - 1) M) <= 0.7 M C, and on CUDA C <= 512.
 
         Absorbed, a clip takes 2 Q C^2 + 2 Q H M C multiply-adds between the projections that both ways share;
         projected, 2 M C^2 + 2 Q M C. Break-even lies near Q = head_dim for a long memory, earlier for a short one.
-        The factor is measured: over C 96..1024, M 16..8192 and one thread, the ways break even at 0.5..0.8 of
-        the count, forward and backward alike, since the absorbed products are the thinner ones. Wider memories
-        do not fit the tiles of the fused CUDA kernels.
+        The numbers are measured, forward and backward alike: absorbed as products of torch, which are the thinner ones,
+        the ways break even at 0.5..0.8 of the count; by the compiled kernels, which keep a block of keys near for all
+        that is done with it, beyond it. Wider memories do not fit the tiles of the fused CUDA kernels.
         """
-        if device_type == "cuda" and self.embed_dim > 512:
+        width = self.embed_dim
+        if device_type == "cpu" and self.in_proj_weight.dtype == torch.float32 and library_obstacle("cpu") is None:
+            return queries * (2 * width + (self.num_heads - 1) * rows) <= 1.25 * rows * width
+        if device_type == "cuda" and width > 512:
             return False
-        return queries * (self.embed_dim + (self.num_heads - 1) * rows) <= 0.7 * rows * self.embed_dim
+        return queries * (width + (self.num_heads - 1) * rows) <= 0.7 * rows * width
 
     def absorbs(self, queries: int, rows: int, device_type: str = "cpu") -> bool:
         """Whether this module goes the absorbed way: as `path` says, or by the rule."""
@@ -215,13 +222,12 @@ class MemoryCrossAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         (w_q, b_q), (w_k, _), (w_v, b_v) = self._parts()  # a bias of the keys cancels in the softmax
         batch, count, _ = query.shape
-        per_head = (self.num_heads, self.head_dim)
-        # One product a head over all clips; a broadcast over clips would repeat the weights B times.
-        q = F.linear(query, w_q, b_q).view(-1, *per_head).transpose(0, 1)  # [H, B Q, hd]
-        rows = torch.bmm(q, w_k.unflatten(0, per_head)).transpose(0, 1)  # [B Q, H, C]
-        attended, lse, *masses = attend_memory(
-            rows.reshape(batch, count * self.num_heads, self.embed_dim),
+        out, lse, *masses = attend_heads(
+            F.linear(query, w_q, b_q),
+            w_k,
+            w_v,
             memory,
+            self.num_heads,
             position=position,
             bias=bias,
             key_mask=None if key_padding_mask is None else ~key_padding_mask,
@@ -229,9 +235,6 @@ class MemoryCrossAttention(nn.Module):
             return_mass=need_mass,
         )
         mass = masses[0] / (count * self.num_heads) if masses else None
-        attended = attended.view(-1, self.num_heads, self.embed_dim).transpose(0, 1)  # [H, B Q, C]
-        values = torch.bmm(attended, w_v.unflatten(0, per_head).transpose(1, 2))  # [H, B Q, hd]
-        out = values.transpose(0, 1).reshape(batch, count, self.embed_dim)
         if b_v is None:
             return out, mass
         if key_padding_mask is None and bias is None:

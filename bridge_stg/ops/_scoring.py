@@ -70,8 +70,8 @@ def products_backward(
     return weight * factor, shrink
 
 
-def triton_limits(tokens: Tensor, queries: Tensor) -> str | None:
-    """Why a call is beyond the Triton kernels, or None."""
+def kernel_limits(tokens: Tensor, queries: Tensor) -> str | None:
+    """Why a call is beyond the compiled and the Triton kernels, or None."""
     for tensor in (tokens, queries):
         if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
             return f"it takes float32, float16 and bfloat16, got {tensor.dtype}"

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, cast, overload
 import torch
 from torch import Tensor
 
+from ._attend_memory_reference import gather_keys, score_gradient
 from ._checks import FLOATING, Expect, check_same_dtype, check_tensors
 from ._triton import kernels
-from .attend_memory import SHARED, _backward_op, _forward_op, gather_keys, score_gradient
+from .attend_memory import SHARED, _backward_op, _forward_op
 
 
 @overload
@@ -241,7 +242,7 @@ class HubBackend(NamedTuple):
     Attributes:
         layer_backward: called as (grad_out, grad_lse, query, memory, position, bias, key_mask, lse, saved, scale,
             need_query, need_bias); gives (d_query, d_bias, rows), where rows is a tuple that memory_backward reads.
-            `saved` is the P of the forward, or out for "triton".
+            `saved` is the P of the forward as that backend stashed it, or out for "triton".
         memory_backward: called as (list of rows, memory, position, need_position); gives d_memory, and d_position
             where it is needed, else None.
     """
@@ -346,7 +347,52 @@ def _triton_memory_backward(
     return kernels("attend_memory_hub").hub_backward(layers, memory, position, need_position)
 
 
+def _native_layer_backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    memory: Tensor,
+    position: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    lse: Tensor,
+    saved: Tensor,
+    scale: float,
+    need_query: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, tuple[Any, ...]]:
+    wide = query.float().contiguous()
+    d_out = saved.new_empty(0) if grad_out is None else grad_out.float().contiguous()
+    d_query, d_bias, d_score = torch.ops.bridge_stg_native.attend_memory_layer_backward.default(
+        None if grad_out is None else d_out,
+        grad_lse,
+        wide,
+        memory,
+        position,
+        bias,
+        key_mask,
+        lse,
+        saved,
+        scale,
+        need_query,
+        need_bias,
+    )
+    rows = (saved, d_score, wide, d_out)
+    return d_query.to(query.dtype) if need_query else None, d_bias if need_bias else None, rows
+
+
+def _native_memory_backward(
+    layers: Sequence[Any], memory: Tensor, position: Tensor | None, need_position: bool
+) -> tuple[Tensor, Tensor | None]:
+    parts = [list(part) for part in zip(*layers, strict=True)]  # P, d score, query, d out of all layers
+    d_memory, d_position = torch.ops.bridge_stg_native.attend_memory_shared_backward.default(
+        memory, *parts, need_position
+    )
+    return d_memory, d_position if need_position else None
+
+
 HUB_BACKENDS: dict[str, HubBackend] = {
+    "native": HubBackend(_native_layer_backward, _native_memory_backward),
     "reference": HubBackend(stashed_layer_backward, stashed_memory_backward),
     "triton": HubBackend(_triton_layer_backward, _triton_memory_backward),
 }

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ._backends import Backend, choose_backend, register_backend
 from ._checks import BOOLEAN, FLOATING, Expect, check_choice, check_integer, check_number, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
+from ._native import native_backend
 from ._scoring import (
     REDUCES,
     SCORINGS,
@@ -21,11 +22,11 @@ from ._scoring import (
     Scoring,
     fold_queries,
     inverse_norm,
+    kernel_limits,
     order_key,
     products_backward,
     reduce_queries,
     score_dtype,
-    triton_limits,
     unfold_gradient,
 )
 from ._triton import triton_backend
@@ -111,7 +112,7 @@ def prune_tokens(
     score. Forward and backward are bitwise reproducible on one device, and never wait for the device.
 
     Args:
-        tokens: [B, N, D] floating point; any strides.
+        tokens: [B, N, D] floating point; any strides (on CPU, rows whose features are not adjacent are copied).
         queries: [B, Q, D] floating point, already in the space of the tokens; may be expanded (stride 0).
         keep: tokens to keep in each segment, 1..N.
         scoring: "dot" or "cosine".
@@ -365,7 +366,8 @@ def _backward(
 differentiate(_forward_op, _backward, _setup_context)
 refuse_gradient(_backward_op, "prune_tokens is differentiable once: its gradient has no gradient.")
 register_backend(Backend("prune_tokens", "reference", reference, reference_backward))
-register_backend(triton_backend("prune_tokens", limits=triton_limits))
+register_backend(triton_backend("prune_tokens", limits=kernel_limits))
+register_backend(native_backend("prune_tokens", has_backward=True, limits=kernel_limits))
 
 
 @register_flop_formula(torch.ops.bridge_stg.prune_tokens)

@@ -21,11 +21,11 @@ from ._scoring import (
     Scoring,
     fold_queries,
     inverse_norm,
+    kernel_limits,
     order_key,
     products_backward,
     reduce_queries,
     score_dtype,
-    triton_limits,
     unfold_gradient,
 )
 from ._triton import triton_backend
@@ -379,7 +379,7 @@ def _backward(
 differentiate(_forward_op, _backward, _setup_context)
 refuse_gradient(_backward_op, "prune_tokens_varlen is differentiable once: its gradient has no gradient.")
 register_backend(Backend("prune_tokens_varlen", "reference", reference, reference_backward))
-register_backend(triton_backend("prune_tokens_varlen", limits=triton_limits))
+register_backend(triton_backend("prune_tokens_varlen", limits=kernel_limits))
 
 
 @register_flop_formula(torch.ops.bridge_stg.prune_tokens_varlen)

@@ -18,4 +18,23 @@ void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t b
 #endif
 }
 
+void* map_zeros([[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  constexpr int64_t kBeyondMalloc = int64_t{32} << 20;  // glibc maps larger blocks afresh each time
+  if (bytes < kBeyondMalloc) return nullptr;
+  void* memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  advise_huge_pages(memory, bytes);
+  return memory;
+#else
+  return nullptr;
+#endif
+}
+
+void unmap_zeros([[maybe_unused]] void* memory, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__)
+  (void)munmap(memory, static_cast<size_t>(bytes));
+#endif
+}
+
 }  // namespace bridge_stg

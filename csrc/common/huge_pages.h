@@ -9,4 +9,9 @@ namespace bridge_stg {
 // the system has none to offer, does nothing.
 void advise_huge_pages(void* memory, int64_t bytes);
 
+// Zeroed memory straight from the system, on huge pages, for `unmap_zeros` to give back; null below 32 MiB, where
+// malloc may have memory at hand that it need not fetch, or where there is none to be had.
+void* map_zeros(int64_t bytes);
+void unmap_zeros(void* memory, int64_t bytes);
+
 }  // namespace bridge_stg

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import bridge_stg
 from bridge_stg.modules import MemoryCrossAttention, MultiLayerQueryCrossAttention, SpatialDecoder, importance
 from bridge_stg.modules import memory_cross_attention as home
-from bridge_stg.ops import memory_hub, projected_attention, share_memory
+from bridge_stg.ops import _head_products, memory_hub, projected_attention, share_memory
 from bridge_stg.ops.projected_attention import choose_library
 
 L, B, Q, M, C, H = 3, 2, 4, 9, 16, 4
@@ -70,8 +70,12 @@ def tensors() -> list[Tensor]:
 @pytest.fixture(autouse=True)
 def _on_the_reference(monkeypatch):
     """Whatever else is installed."""
-    attend = home.attend_memory
-    monkeypatch.setattr(home, "attend_memory", lambda *args, **options: attend(*args, **options, backend="reference"))
+    attend = _head_products.attend_memory
+
+    def on_reference(*args, **options):
+        return attend(*args, **options, backend="reference")
+
+    monkeypatch.setattr(_head_products, "attend_memory", on_reference)
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -1,0 +1,40 @@
+// The products of each head with its part of a projection, between vectors of head_dim numbers and of width numbers.
+#pragma once
+
+#include "attend_memory/attend.h"
+
+namespace bridge_stg {
+
+// narrow [count, heads * head_dim], wide [count, heads, width], weight [heads * head_dim, width].
+struct HeadShape {
+  int64_t count, heads, head_dim, width;
+};
+
+// wide[n, h] = narrow[n, h] weight[h].
+void expand_heads(const HeadShape& shape, const float* narrow, const float* weight, float* wide,
+                  const AttendKernels& kernels, const Parallel& parallel);
+
+// narrow[n, h] = wide[n, h] weight[h]^T.
+void contract_heads(const HeadShape& shape, const float* wide, const float* weight, float* narrow,
+                    const AttendKernels& kernels, const Parallel& parallel);
+
+// weight[h] = sum over n of narrow[n, h]^T wide[n, h]: the gradient of the weight for both.
+void correlate_heads(const HeadShape& shape, const float* narrow, const float* wide, float* weight,
+                     const AttendKernels& kernels, const Parallel& parallel);
+
+// The call of `attend_heads`: what a query and its output are before and after the two products of each head.
+struct HeadCall {
+  int64_t queries, heads, head_dim;  // of a clip
+  float scale;
+  const float* query;      // [clips, queries, heads * head_dim]
+  const float* key_weight;    // [heads * head_dim, width]
+  const float* value_weight;  // [heads * head_dim, width]
+  float* out;              // [clips, queries, heads * head_dim]
+  float* lse;              // [clips, queries * heads]
+};
+
+// Expands the query, attends, and contracts what was attended to; some clips at a time where there are many, so that
+// what lies between never leaves the cache.
+void attend_heads(const Memory& memory, const HeadCall& call, const AttendKernels& kernels, const Parallel& parallel);
+
+}  // namespace bridge_stg

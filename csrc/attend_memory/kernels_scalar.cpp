@@ -1,0 +1,8 @@
+#include "common/simd_scalar.h"
+#include "attend_memory/kernels_body.h"
+
+namespace bridge_stg {
+
+const AttendKernels kScalarAttend = kKernels;
+
+}  // namespace bridge_stg

@@ -1,0 +1,131 @@
+// Blocks of keys as float32, and the memory that a thread keeps for its work.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "attend_memory/attend.h"
+
+namespace bridge_stg {
+
+// Memory of a thread that lives from call to call, since taking it afresh costs page faults.
+class Scratch {
+ public:
+  // Floats on cache-line boundaries; what was taken before, since the last `start`, stays valid if `start` asked for
+  // all of it.
+  float* take(int64_t count) {
+    float* taken = data_ + used_;
+    used_ += round_up(count, kCacheLine / 4);
+    return taken;
+  }
+
+  void start(int64_t floats) {
+    if (floats > size_) {
+      bytes_ = AlignedBytes(4 * floats);
+      data_ = reinterpret_cast<float*>(bytes_.data());
+      size_ = floats;
+    }
+    used_ = 0;
+  }
+
+  static Scratch& of_thread() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+
+  // A second one, for those who call what uses the first.
+  static Scratch& outer_of_thread() {
+    thread_local Scratch scratch;
+    return scratch;
+  }
+
+ private:
+  AlignedBytes bytes_;
+  float* data_ = nullptr;
+  int64_t size_ = 0, used_ = 0;
+};
+
+struct FloatRows {
+  const float* data;
+  int64_t stride;
+};
+
+// Rows this many bytes apart, or a multiple, fall on the same few places of a cache.
+constexpr int64_t kAlias = 2048;
+
+// Rows with room between them, so that the same column of many rows has many places in a cache.
+inline int64_t spread_width(int64_t width) {
+  const int64_t whole = round_up(width, kColumns);
+  return whole % (kAlias / 4) == 0 ? whole + kColumns : whole;
+}
+
+// Reads blocks of keys: where they lie if they are float32 that all may see, else through a copy.
+class KeyReader {
+ public:
+  KeyReader(const Memory& memory, const AttendKernels& kernels) : memory_(memory), kernels_(kernels) {}
+
+  // Floats of scratch that reading `block` keys at a time takes.
+  static int64_t scratch(const Memory& memory, int64_t block) {
+    return 2 * block * spread_width(memory.width) + 2 * round_up(block, kCacheLine);
+  }
+
+  void start(Scratch& scratch, int64_t block) {
+    value_ = scratch.take(block * spread_width(memory_.width));
+    key_ = scratch.take(block * spread_width(memory_.width));
+    bias_ = scratch.take(block);
+  }
+
+  FloatRows values(int64_t clip, int64_t first, int64_t count) const {
+    if (memory_.type == ElementType::kFloat32 && memory_.visible == nullptr) {
+      const float* data = static_cast<const float*>(memory_.value.data);
+      return {data + clip * memory_.value.clip_stride + first * memory_.value.row_stride, memory_.value.row_stride};
+    }
+    return copy(clip, first, count, false, value_);
+  }
+
+  // `values` is what values() gave for the same keys.
+  FloatRows keys(int64_t clip, int64_t first, int64_t count, FloatRows values) const {
+    return memory_.position.data == nullptr ? values : copy(clip, first, count, true, key_);
+  }
+
+  FloatRows keys(int64_t clip, int64_t first, int64_t count) const {
+    return memory_.position.data == nullptr ? values(clip, first, count) : copy(clip, first, count, true, key_);
+  }
+
+  // What to add to the scores of each key, -inf for those that may not be seen; null for nothing.
+  const float* bias(int64_t clip, int64_t first, int64_t count) const {
+    if (memory_.bias == nullptr && memory_.visible == nullptr) return nullptr;
+    const int64_t at = clip * memory_.keys + first;
+    for (int64_t k = 0; k < count; ++k) {
+      const bool seen = memory_.visible == nullptr || memory_.visible[at + k];
+      const float given = memory_.bias == nullptr ? 0.0f : memory_.bias[at + k];
+      bias_[k] = seen ? given : -std::numeric_limits<float>::infinity();
+    }
+    return bias_;
+  }
+
+ private:
+  static const char* row(const KeyRows& rows, int64_t clip, int64_t key, int64_t size) {
+    return static_cast<const char*>(rows.data) + (clip * rows.clip_stride + key * rows.row_stride) * size;
+  }
+
+  FloatRows copy(int64_t clip, int64_t first, int64_t count, bool placed, float* to) const {
+    const int64_t size = element_size(memory_.type), stride = spread_width(memory_.width);
+    for (int64_t k = first; k < first + count; ++k, to += stride) {
+      if (memory_.visible != nullptr && !memory_.visible[clip * memory_.keys + k]) {
+        std::memset(to, 0, static_cast<size_t>(memory_.width) * 4);
+        continue;
+      }
+      kernels_.widen(memory_.type, row(memory_.value, clip, k, size),
+                     placed ? row(memory_.position, clip, k, size) : nullptr, memory_.width, to);
+    }
+    return {to - count * stride, stride};
+  }
+
+  const Memory& memory_;
+  const AttendKernels& kernels_;
+  float *value_ = nullptr, *key_ = nullptr, *bias_ = nullptr;
+};
+
+}  // namespace bridge_stg
