@@ -24,8 +24,8 @@ MOST_SPLITS = 128
 class Tile(NamedTuple):
     """Rows and keys of a tile, columns of its output, warps and pipeline stages.
 
-    Found by compiling for sm_80, sm_90 and sm_100, by Triton 3.6 and 3.8: none of them puts registers on the stack. Fewer columns than the
-    width mean that scores are taken again for each chunk of the output.
+    Found by compiling for sm_80, sm_90 and sm_100 with Triton 3.6 and 3.8: none of them puts registers on the stack.
+    Fewer columns than the width mean that scores are taken again for each chunk of the output.
     """
 
     rows: int
