@@ -92,6 +92,7 @@ class Benchmark:
         disagreement: (case, inputs, outputs, expected) -> why the outputs are wrong, or None.
         work: (case, mode) -> the floor.
         gradient_tolerance: relative error that the gradients of the leaves may have, by dtype.
+        input_sets: how many sets of inputs take turns; None for as many as the cache cannot hold.
     """
 
     op: str
@@ -104,6 +105,7 @@ class Benchmark:
     gradient_tolerance: Mapping[torch.dtype, float] = field(
         default_factory=lambda: {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
     )
+    input_sets: int | None = None
 
 
 def find_benchmarks(folder: Path, package: str, names: Iterable[str]) -> list[Benchmark]:

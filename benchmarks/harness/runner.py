@@ -107,6 +107,8 @@ def _ring(benchmark: Benchmark, case: Case, settings: Settings) -> list[Inputs]:
     def one() -> Inputs:
         return benchmark.inputs(case, settings.device, generator)
 
+    if benchmark.input_sets is not None:
+        return [one() for _ in range(benchmark.input_sets)]
     first = one()
     size = max(1, storage_bytes(value for value in first.values() if isinstance(value, Tensor)))
     limit = _QUICK_SETS_LIMIT if settings.quick else _SETS_LIMIT

@@ -10,6 +10,8 @@ import torch
 
 from ..modules.boxes import cxcywh_to_xyxy
 from ..modules.semantic_bridge import BridgeQueries
+from .outputs import Localisation
+from .processing_bridge_stg import rest_of_answer
 from .visual_tokens import VisualTokens
 
 if TYPE_CHECKING:
@@ -43,6 +45,12 @@ class CachedDecoding:
         input_ids, attention_mask: `[B, L]`, padded on the left.
         clips: `VisualTokens.tokens` of each clip.
         grids: int64 `[B, 2]`, (rows, columns) of patches.
+
+    Attributes:
+        mask: `[B, cached]`, 0 at what is padding in the cache.
+        position: `[B]`, the next free position.
+        unread: end of the answer, which the cache does not hold yet, padded on the left, and False at the padding:
+            int64 and bool `[B, n]`; the forward of the bridging tokens reads it too.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class CachedDecoding:
     ) -> None:
         self.model, self.mask = model, attention_mask
         self.prompt_length = input_ids.shape[1]
+        self.unread = input_ids[:, :0], torch.zeros_like(input_ids[:, :0], dtype=torch.bool)
         positions, self.position = model.position_ids(input_ids, attention_mask, grids)
         (self.prompt_states,), self.cache = model.read_prompt(
             input_ids,
@@ -68,15 +77,19 @@ class CachedDecoding:
     def _step(
         self, ids: torch.Tensor, real: torch.Tensor, visible: torch.Tensor, *, all_states: bool = False
     ) -> tuple[torch.Tensor, ...]:
-        """Run `ids` `[B, n]` (where `real`, else padding) seeing `visible` `[B, cached]`; advances the positions."""
+        """Run `ids` `[B, n]` (where `real`, else padding) seeing `visible` `[B, cached or cached + n]`.
+
+        Advances the positions.
+        """
         steps = real.long().cumsum(-1)
         positions = self.position[:, None] + steps - real.long()
         self.position = self.position + steps[:, -1]
+        visible = torch.cat([visible, real[:, visible.shape[1] - self.cache.get_seq_length() :].long()], dim=1)
         states, self.cache = self.model.run_language_model(
             self.model.embed_text(ids),
             all_states=all_states,
             position_ids=positions.expand(3, -1, -1),
-            attention_mask=torch.cat([visible, real.long()], dim=1),
+            attention_mask=visible,
             past_key_values=self.cache,
             use_cache=True,
         )
@@ -91,20 +104,34 @@ class CachedDecoding:
         return logits
 
     def generate(self, tokenizer: Any) -> list[str]:
+        """Greedy answers. Each is closed as soon as its interval is complete; `unread` holds how it closes."""
         end, pad = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id
-        logits = self._logits(self.prompt_states)
-        running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        generated = []
+        rows = range(len(self.mask))
+        said: list[list[int]] = [[] for _ in rows]
+        unread: list[list[int]] = [[] for _ in rows]
+        states = self.prompt_states
         for _ in range(self.model.config.max_answer_tokens):
-            ids = torch.where(running, logits.argmax(-1), pad)
-            generated.append(ids)
-            states = self._step(ids[:, None], running[:, None], self.mask)[-1]
-            self.mask = torch.cat([self.mask, running[:, None].long()], dim=1)
-            running = running & (ids != end)
-            if not bool(running.any()):
+            chosen = self._logits(states).argmax(-1).tolist()
+            for row in [row for row in rows if not unread[row]]:
+                said[row].append(chosen[row])
+                if chosen[row] == end:
+                    unread[row] = [end]
+                elif rest := rest_of_answer(tokenizer.decode(said[row], skip_special_tokens=True)):
+                    closing = tokenizer(rest + "<|im_end|>")["input_ids"]
+                    said[row] += closing
+                    unread[row] = [chosen[row], *closing]
+            if all(unread):
                 break
-            logits = self._logits(states)
-        return [t.strip() for t in tokenizer.batch_decode(torch.stack(generated, 1), skip_special_tokens=True)]
+            real = torch.tensor([[not unread[row]] for row in rows], device=self.mask.device)
+            ids = torch.tensor([[pad if unread[row] else chosen[row]] for row in rows], device=self.mask.device)
+            states = self._step(ids, real, self.mask)[-1]
+            self.mask = torch.cat([self.mask, real.long()], dim=1)
+        width = max(map(len, unread))
+        padded = [[pad] * (width - len(row)) + row for row in unread]
+        real_tokens = [[False] * (width - len(row)) + [True] * len(row) for row in unread]
+        device = self.mask.device
+        self.unread = torch.tensor(padded, device=device).long(), torch.tensor(real_tokens, device=device).bool()
+        return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
 
     def bridge(self, answer_visible: torch.Tensor) -> BridgeQueries:
         """STSB on the states of the bridging tokens, which see the answer where `answer_visible` `[B]`."""
@@ -112,10 +139,14 @@ class CachedDecoding:
         assert config.bridge_token_id is not None
         ids = torch.arange(config.bridge_tokens, device=self.mask.device) + config.bridge_token_id
         ids = ids.expand(len(self.mask), -1)
-        visible = self.mask.clone()
-        visible[:, self.prompt_length :] *= answer_visible[:, None].long()
         everywhere = torch.ones_like(ids, dtype=torch.bool)
-        return self.model.bridge_queries(self._step(ids, everywhere, visible, all_states=True), everywhere)
+        unread, real = self.unread
+        visible = torch.cat([self.mask, real.long()], dim=1)
+        visible[:, self.prompt_length :] *= answer_visible[:, None].long()
+        states = self._step(
+            torch.cat([unread, ids], dim=1), torch.cat([real, everywhere], dim=1), visible, all_states=True
+        )
+        return self.model.bridge_queries(tuple(state[:, unread.shape[1] :] for state in states), everywhere)
 
 
 class SpatialPass:
@@ -141,12 +172,20 @@ class SpatialPass:
     ) -> None:
         self.model, self.queries, self.memory, self.times = model, queries, memory, times
         self.lengths = lengths
+        self._located: tuple[torch.Tensor, Localisation] | None = None
         self.centres = model.memory_centres(visual)
         scale = round((len(visual.centres) / len(self.centres)) ** 0.5)
         self.grid = (visual.grid[0] // scale, visual.grid[1] // scale)
 
-    def _localise(self, frames: torch.Tensor) -> Any:
-        return self.model.localise(self.queries, self.memory, self.centres, frames.to(self.memory.device), self.times)
+    def _localise(self, frames: torch.Tensor) -> Localisation:
+        """The same frames as the last time, such as a whole clip for its presence and then its boxes, cost nothing."""
+        if self._located is None or not torch.equal(frames, self._located[0]):
+            index = frames.to(self.memory.device)
+            self._located = (
+                frames,
+                self.model.localise(self.queries, self.memory, self.centres, index, self.times),
+            )
+        return self._located[1]
 
     def presence(self) -> tuple[list[np.ndarray], torch.Tensor]:
         """Presence `[T]` by each clip's best hypothesis (highest mean presence), and which one it is `[B]`."""
@@ -168,7 +207,7 @@ class SpatialPass:
         rows = torch.arange(len(chosen), device=best.device)
         boxes = cxcywh_to_xyxy(located.tubes.boxes[-1][rows, :, best].float()).clamp(0, 1).cpu().numpy()  # [B, S, 4]
         kept: list[Any] = [[] for _ in chosen]
-        if located.kept_index is not None:
+        if located.kept_index is not None and located.kept_score is not None:
             place = ((self.centres * torch.tensor(self.grid[::-1], device=self.centres.device)).long()).cpu().numpy()
             row_major = place[:, 1] * self.grid[1] + place[:, 0]
             tokens, scores = located.kept_index.cpu().numpy(), located.kept_score.float().cpu().numpy()

@@ -15,6 +15,7 @@ from ..errors import SampleError
 from .video_processing_bridge_stg import NO_TOTAL_BUDGET, BridgeSTGVideoProcessor
 
 _NO_SETTINGS = ("self", "tokenizer", "kwargs")
+_BOTH_TIMES = re.compile(r"\d\.\d\s*s\s*to\s*\d+\.\d$")
 _ANSWER = re.compile(r"(\d+(?:\.\d+)?)\s*s?\s*to\s*(\d+(?:\.\d+)?)")
 
 
@@ -29,6 +30,11 @@ def parse_answer(text: str, duration: float) -> tuple[float, float] | None:
         return None
     start, end = float(match[1]), min(float(match[2]), duration)
     return (start, end) if start < end else None
+
+
+def rest_of_answer(text: str) -> str | None:
+    """How an answer ends that has come as far as `text`; None while its two times, of one decimal, are not there."""
+    return " s." if _BOTH_TIMES.search(text) else None
 
 
 class BridgeSTGProcessor(ProcessorMixin):

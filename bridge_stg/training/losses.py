@@ -80,8 +80,8 @@ def grounding_losses(
             losses["contrast"] = FrameContrast.loss(logits[timed], inside[timed])
     if output.token_scores is not None and output.token_centres is not None and targets.has_box.any():
         losses["token"] = token_in_box_loss(output.token_scores, output.token_centres, targets)
-    assert output.boxes is not None and output.presence is not None
-    losses |= _tube_losses(output.boxes.float(), output.presence.float(), targets, weights, match_one=match_one)
+    if output.boxes is not None and output.presence is not None:
+        losses |= _tube_losses(output.boxes.float(), output.presence.float(), targets, weights, match_one=match_one)
     return losses
 
 

@@ -88,17 +88,20 @@ def train(
     callbacks: Sequence[TrainerCallback] = (),
     max_seconds: float | None = None,
     tensorboard: bool = True,
+    build: Callable[[TrainingConfig], tuple[Any, BridgeSTGProcessor]] = build_model,
+    collate: Callable[..., dict[str, Any]] = collate_grounding,
 ) -> BridgeSTGTrainer:
     """Train and save model and processor in `output`; a checkpoint found there is resumed, exactly.
 
     Args:
+        build, collate: the model and its batches; others than the default train a baseline in the same way.
         max_seconds: stop cleanly after that long, with a checkpoint to resume from.
 
     Raises:
         ConfigError, ModelError, OutputError.
     """
     folder = ensure_writable_folder(output)
-    model, processor = build_model(config)
+    model, processor = build(config)
     if (folder / "processor_config.json").is_file():  # a resumed run keeps the vocabulary that it began with
         processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
     processor.save_pretrained(folder)
@@ -150,7 +153,7 @@ def train(
         model=model,
         args=arguments,
         train_dataset=dataset,
-        data_collator=partial(collate_grounding, processor=processor),
+        data_collator=partial(collate, processor=processor),
         loss_weights=partial(loss_weights_at, config),
         match_after=schedule.match_after,
         callbacks=[*callbacks, *([StopAfter(max_seconds)] if max_seconds is not None else [])],

@@ -73,7 +73,7 @@ def test_grounding_prefills_once_and_bridges_on_the_same_cache(model_type, load_
     prompt = model.processor([videos[0][0]], [videos[1][0]], SENTENCES[:1])["input_ids"].shape[1]
     assert lengths[0] == prompt
     assert 1 < len(lengths) <= 6 and lengths[1:-1] == [1] * (len(lengths) - 2)
-    assert lengths[-1] == 3
+    assert lengths[-1] in (3, 4)  # the bridging tokens, and the end of an answer that has one
 
 
 @families

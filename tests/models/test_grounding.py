@@ -9,7 +9,9 @@ import torch
 from bridge_stg.data import probe, write_video
 from bridge_stg.errors import SampleError, VideoError
 from bridge_stg.models import GroundingResult
+from bridge_stg.models.decoding import CachedDecoding, encode_clips
 from bridge_stg.models.grounding import _read_answer, presence_interval, source_tube
+from bridge_stg.models.processing_bridge_stg import rest_of_answer
 
 
 def write_clip(path, count, size=(48, 64), **timing):
@@ -155,3 +157,56 @@ def test_a_batch_of_files_grounds_as_one_by_one(make_model, tmp_path):
     assert model.ground_batch([], []) == []
     with pytest.raises(SampleError, match="got 4 videos and 1 sentences"):
         model.ground_batch(videos, ["red"])
+
+
+@pytest.mark.parametrize(
+    ("text", "rest"),
+    [
+        ("From 3.0 s to 7.5", " s."),
+        ("from 3.0 s to 12.5", " s."),
+        ("From 3.0 s to 7", None),
+        ("From 3.0 s to", None),
+        ("From 3.0", None),
+        ("left", None),
+        ("From 3.0 s to 7.5 s.", None),
+    ],
+)
+def test_an_answer_closes_once_it_has_both_times(text, rest):
+    assert rest_of_answer(text) == rest
+
+
+def test_a_closed_answer_is_read_as_if_token_by_token(make_model, monkeypatch):
+    """The end of the answer goes through with the bridging tokens; one row says an interval, the other none."""
+    model = make_model(max_answer_tokens=12)
+    tokenizer = model.processor.tokenizer
+    scripts = [tokenizer("From 0.5 s to 1.0")["input_ids"], tokenizer("left.<|im_end|>")["input_ids"]]
+    frames = [torch.randint(0, 255, (4, 64, 64, 3), dtype=torch.uint8) for _ in scripts]
+    inputs = model.processor(frames, [[0.0, 0.25, 0.5, 0.75]] * 2, ["what moves left?", "red"])
+    with torch.inference_mode():
+        ((_, visual),) = encode_clips(model, inputs["pixel_values"], inputs["video_grid_thw"])
+        tokens, grids = [visual.tokens(0), visual.tokens(1)], inputs["video_grid_thw"][:, 1:]
+
+        def prefill():
+            return CachedDecoding(model, inputs["input_ids"], inputs["attention_mask"], tokens, grids)
+
+        left = [list(script) for script in scripts]
+
+        def say(self, states):
+            logits = torch.zeros(2, len(tokenizer))
+            for row, script in enumerate(left):
+                logits[row, script.pop(0) if script else tokenizer.pad_token_id] = 1.0
+            return logits
+
+        monkeypatch.setattr(CachedDecoding, "_logits", say)
+        decoding = prefill()
+        assert decoding.generate(tokenizer) == ["from 0.5 s to 1.0 s .", "left ."]
+        found = decoding.bridge(torch.tensor([True, False]))
+        slow = prefill()
+        whole = [scripts[0] + tokenizer(" s.<|im_end|>")["input_ids"], scripts[1]]
+        for place in range(max(map(len, whole))):
+            real = torch.tensor([[place < len(row)] for row in whole])
+            ids = torch.tensor([[row[place] if place < len(row) else tokenizer.pad_token_id] for row in whole])
+            slow._step(ids, real, slow.mask)
+            slow.mask = torch.cat([slow.mask, real.long()], dim=1)
+        expected = slow.bridge(torch.tensor([True, False]))
+    torch.testing.assert_close(found.interactive, expected.interactive, atol=1e-4, rtol=1e-4)
