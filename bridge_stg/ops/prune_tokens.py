@@ -66,6 +66,7 @@ def prune_tokens(
     scale: float | None = ...,
     mask: Tensor | None = ...,
     return_scores: Literal[False] = ...,
+    validate: bool = ...,
     backend: str | None = ...,
 ) -> PrunedTokens: ...
 
@@ -81,6 +82,7 @@ def prune_tokens(
     scale: float | None = ...,
     mask: Tensor | None = ...,
     return_scores: Literal[True],
+    validate: bool = ...,
     backend: str | None = ...,
 ) -> ScoredTokens: ...
 
@@ -95,6 +97,7 @@ def prune_tokens(
     scale: float | None = None,
     mask: Tensor | None = None,
     return_scores: bool = False,
+    validate: bool = False,
     backend: str | None = None,
 ) -> PrunedTokens | ScoredTokens:
     """Keep the `keep` tokens of each segment that score highest against the segment's queries.
@@ -120,6 +123,8 @@ def prune_tokens(
         scale: factor on every product; 1 if None.
         mask: [B, N] bool, True for a token that takes part, False for a masked one; None for all.
         return_scores: whether to return the scores of all tokens as well, for a loss on them.
+        validate: whether to check that no segment is masked as a whole, which waits for the device. Without it such a
+            segment keeps its first tokens, with score -inf.
         backend: one of `bridge_stg.backends()`; None picks.
 
     Returns:
@@ -128,7 +133,7 @@ def prune_tokens(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
-            cannot run.
+            cannot run; with `validate`, a segment without an unmasked token.
     """
     sizes = check_tensors(
         "prune_tokens",
@@ -141,6 +146,11 @@ def prune_tokens(
     check_choice("prune_tokens", "scoring", scoring, SCORINGS)
     check_choice("prune_tokens", "reduce", reduce, REDUCES)
     factor = 1.0 if scale is None else check_number("prune_tokens", "scale", scale)
+    if validate and mask is not None and bool((hidden := ~mask.any(dim=1)).any()):
+        raise ValueError(
+            "prune_tokens: mask must leave at least one token in every segment, "
+            f"got none in segment {int(hidden.nonzero()[0])}."
+        )
     chosen = choose_backend("prune_tokens", backend, tokens.device.type, tokens=tokens, queries=queries)
     kept, index, score, scores = cast(
         tuple[Tensor, ...],

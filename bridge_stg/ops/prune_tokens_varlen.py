@@ -93,12 +93,14 @@ def prune_tokens_varlen(
         policy: one of the four above.
         capacity: rows of the result; R always suffices, S * budget does for a "per_segment" int.
         scoring, reduce, scale: as in `prune_tokens`.
-        validate: whether to check the values of `cu_seqlens` and of a tensor `budget`, which waits for the device.
+        validate: whether to check the values of `cu_seqlens` and of a tensor `budget`, and that all that was selected
+            found room, which waits for the device.
         backend: one of `bridge_stg.backends()`; None picks.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
-            cannot run; with `validate`, offsets that do not ascend from 0 to R, or a budget out of range.
+            cannot run; with `validate`, offsets that do not ascend from 0 to R, a budget out of range, or more
+            selected tokens than `capacity`.
     """
     op = "prune_tokens_varlen"
     check_choice(op, "policy", policy, POLICIES)
@@ -123,12 +125,15 @@ def prune_tokens_varlen(
     if validate:
         _check_values(cu_seqlens, limit, policy, sizes["R"])
     chosen = choose_backend(op, backend, tokens.device.type, tokens=tokens, queries=queries)
-    return PackedTokens(
+    packed = PackedTokens(
         *cast(
             tuple[Tensor, ...],
             _forward_op(tokens, cu_seqlens, queries, limit, policy, capacity, scoring, reduce, factor, chosen),
         )
     )
+    if validate and (count := int(packed.count)) > capacity:
+        raise ValueError(f"{op}: capacity must be at least the {count} tokens that were selected, got {capacity}.")
+    return packed
 
 
 def _budget_tensor(budget: float | Tensor, policy: str, segments: int, device: torch.device) -> Tensor:

@@ -291,6 +291,11 @@ def call(**changes):
         ),
         ({"mask": torch.zeros(2, 6)}, TypeError, "mask must be torch.bool, got torch.float32."),
         ({"mask": torch.zeros(2, 5).bool()}, ValueError, "with N=6 (from tokens), got [2, 5]."),
+        (
+            {"mask": torch.tensor([[True] * 6, [False] * 6]), "validate": True},
+            ValueError,
+            "mask must leave at least one token in every segment, got none in segment 1.",
+        ),
         ({"scoring": "l2"}, ValueError, "scoring must be one of 'dot', 'cosine', got 'l2'."),
         ({"reduce": "sum"}, ValueError, "reduce must be one of 'max', 'mean', 'logsumexp', got 'sum'."),
         ({"scale": "1"}, TypeError, "scale must be a number, got str."),

@@ -76,7 +76,7 @@ def test_policies(data, policy, lengths):
         budget,
         policy=policy,
         capacity=capacity,
-        validate=True,
+        validate=capacity >= rows,
     )
     expected = naive_rows(scores, offsets, budget, policy)
     packed = expected[:capacity]
@@ -254,6 +254,11 @@ def call(**changes):
             {"budget": torch.tensor([0.5, 0.0]), "policy": "top_p", "validate": True},
             ValueError,
             "budget must be in (0, 1] for policy 'top_p', got [0.5, 0.0].",
+        ),
+        (
+            {"budget": 3, "capacity": 4, "validate": True},
+            ValueError,
+            "capacity must be at least the 5 tokens that were selected, got 4.",
         ),
         ({"backend": "native"}, ValueError, "prune_tokens_varlen has no backend 'native'"),
     ],
