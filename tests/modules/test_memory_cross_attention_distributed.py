@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bridge_stg.modules import MultiLayerQueryCrossAttention, memory_cross_attention
-from bridge_stg.ops import attend_memory, memory_hub
+from bridge_stg.modules import MultiLayerQueryCrossAttention
+from bridge_stg.ops import memory_hub
 
 L, B, Q, M, C = 3, 2, 4, 9, 16
 PROCESSES = 2
@@ -52,15 +51,17 @@ def expected_gradients(path) -> dict[str, Tensor]:
 def work(rank: int, file: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=PROCESSES)
-    setattr(memory_cross_attention, "attend_memory", functools.partial(attend_memory, backend="reference"))  # noqa: B010
     calls: list[int] = []
-    original = memory_hub.HUB_BACKENDS["reference"]
 
-    def memory_backward(rows, *args):
-        calls.append(len(rows))
-        return original.memory_backward(rows, *args)
+    def counted(memory_backward):
+        def count(rows, *args):
+            calls.append(len(rows))
+            return memory_backward(rows, *args)
 
-    memory_hub.HUB_BACKENDS["reference"] = original._replace(memory_backward=memory_backward)
+        return count
+
+    for name, backend in memory_hub.HUB_BACKENDS.items():
+        memory_hub.HUB_BACKENDS[name] = backend._replace(memory_backward=counted(backend.memory_backward))
     for path in ("absorbed", "projected"):
         expected = expected_gradients(path)
         for wrap, deferred in ((ddp, [L]), (fsdp_decoder, [L]), (fsdp_layers, [])):
