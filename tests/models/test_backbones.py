@@ -11,6 +11,7 @@ from transformers import AutoProcessor
 from bridge_stg.errors import ConfigError, ModelError
 from bridge_stg.models import BridgeSTGForVideoGrounding, load_model
 from bridge_stg.models.backbones import FAMILIES
+from bridge_stg.models.decoding import CachedDecoding
 
 families = pytest.mark.parametrize("model_type", list(FAMILIES))
 SENTENCES = ["the red circle that moves left", "what moves up?", "it"]
@@ -65,7 +66,14 @@ def test_states_up_to_the_bridging_tokens_are_those_of_the_stock_model(model_typ
 def test_grounding_prefills_once_and_bridges_on_the_same_cache(model_type, load_backbone, videos, monkeypatch):
     model = load_backbone(model_type)
     monkeypatch.setattr("bridge_stg.models.grounding._read_answer", lambda text, times, duration: (0.0, 0.5))
-    lengths = []
+    lengths, unread = [], []
+    bridge = CachedDecoding.bridge
+
+    def spied(self, answer_visible):
+        unread.append(self.unread[0].shape[1])  # how the answer ends, where it has an end
+        return bridge(self, answer_visible)
+
+    monkeypatch.setattr(CachedDecoding, "bridge", spied)
     model.backbone.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
@@ -73,7 +81,7 @@ def test_grounding_prefills_once_and_bridges_on_the_same_cache(model_type, load_
     prompt = model.processor([videos[0][0]], [videos[1][0]], SENTENCES[:1])["input_ids"].shape[1]
     assert lengths[0] == prompt
     assert 1 < len(lengths) <= 6 and lengths[1:-1] == [1] * (len(lengths) - 2)
-    assert lengths[-1] in (3, 4)  # the bridging tokens, and the end of an answer that has one
+    assert len(unread) == 1 and lengths[-1] == unread[0] + 3
 
 
 @families

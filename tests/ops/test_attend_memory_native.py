@@ -243,3 +243,14 @@ def test_attention_between_the_products_of_heads(clips, queries, keys, options):
         assert (fused[0][1] == 0).all() and fused[1][1].isneginf().all()
     again = attend_heads(query.detach(), *weights, memory, heads, **call)
     assert all(torch.equal(a, b) for a, b in zip(fused, again, strict=True))
+
+
+def test_clips_further_apart_than_32_bits_reach():
+    apart = 2**30 + 64
+    storage = torch.empty(2 * apart + 4096, dtype=torch.float16)  # pages that nobody touches cost nothing
+    memory = storage.as_strided((3, 40, 64), (apart, 64, 1)).copy_(torch.randn(3, 40, 64))
+    query = torch.randn(3, 8, 64).half()
+    found, lse = attend_memory(query, memory, scale=0.1, backend="native")
+    out, expected_lse = attend_memory(query, memory.contiguous(), scale=0.1, backend="native")
+    assert torch.equal(found, out) and torch.equal(lse, expected_lse)
+    torch.testing.assert_close(out, attend_memory(query, memory, scale=0.1, backend="reference")[0])

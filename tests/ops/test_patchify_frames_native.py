@@ -66,7 +66,9 @@ def test_equals_hugging_face(family, shape, picks, pixels, patches, order, layou
         options |= {"image_mean": MEAN, "image_std": STD}
     try:
         expected, grid = hugging_face(family, frames, pixels, **options)
-    except ValueError:  # older Qwen3 processors refuse sides below a patch
+    except ValueError as refused:  # older Qwen3 processors refuse sides below a patch
+        if family == 2 or "must be larger than factor" not in str(refused):
+            raise
         family = 2
         expected, grid = hugging_face(family, frames, pixels, **options)
     mean = options.pop("image_mean", PROCESSORS[family].image_mean)

@@ -191,3 +191,13 @@ def test_opcheck(permuted):
     mask = torch.arange(14).view(2, 7) % 3 > 0
     opcheck(OPS.prune_tokens.default, (tokens, queries, 3, "cosine", "max", 0.5, None, permuted, "native"))
     opcheck(OPS.prune_tokens.default, (tokens.detach(), queries, 3, "dot", "mean", 0.5, mask, False, "native"))
+
+
+def test_segments_further_apart_than_32_bits_reach():
+    apart = 2**30 + 64
+    storage = torch.empty(2 * apart + 4096, dtype=torch.float16)  # pages that nobody touches cost nothing
+    tokens = storage.as_strided((3, 40, 32), (apart, 32, 1)).copy_(torch.randint(-8, 9, (3, 40, 32)))
+    queries = torch.randint(-3, 4, (3, 4, 32)).half()
+    found = prune_tokens(tokens, queries, 7, backend="native")
+    expected = prune_tokens(tokens.contiguous(), queries, 7, backend="reference")
+    assert torch.equal(found.index, expected.index) and torch.equal(found.tokens, expected.tokens)

@@ -194,3 +194,13 @@ def test_keys_sort_as_the_scores(values):
     assert all((a < b) == (x < y) for a, x in numbers for b, y in numbers)
     assert all(k == 1 for v, k in zip(values, key.tolist(), strict=False) if math.isnan(v))
     assert all(k > 1 for _, k in numbers)
+
+
+def test_segments_further_apart_than_32_bits_reach(path):
+    apart = 2**30 + 64
+    storage = torch.empty(2 * apart + 4096, dtype=torch.float16)  # pages that nobody touches cost nothing
+    tokens = storage.as_strided((3, 40, 32), (apart, 32, 1)).copy_(torch.randint(-8, 9, (3, 40, 32)))
+    queries = torch.randint(-3, 4, (3, 4, 32)).half()
+    found = prune_tokens(tokens, queries, 7, backend="triton")
+    expected = prune_tokens(tokens.contiguous(), queries, 7, backend="reference")
+    assert torch.equal(found.index, expected.index) and torch.equal(found.tokens, expected.tokens)
