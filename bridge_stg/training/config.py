@@ -33,9 +33,34 @@ class PhaseConfig:
 
 
 @dataclass
-class DataConfig:
-    """The synthetic curriculum; see `SyntheticCurriculum` for the fields."""
+class SourceConfig:
+    """One annotated dataset.
 
+    Attributes:
+        path: JSON Lines as `bridge-stg data convert` writes them.
+        weight: share among the sources, in any unit; None everywhere means by size.
+    """
+
+    path: str
+    weight: float | None = None
+
+
+@dataclass
+class DataConfig:
+    """What a run sees: `sources` where there are any, else the synthetic curriculum of `phases`.
+
+    Attributes:
+        sources: annotated datasets by name, mixed by weight, see `GroundingStream`.
+        max_tokens: bound of a process's batch from `sources`, in LLM tokens with their padding; None bounds the clips only.
+        batch_size: clips of one optimiser step, over all processes and accumulated batches. From `sources` it is the
+            most: batches of long clips hold fewer (`max_tokens`).
+        spatial_frames, positive_ratio, negatives, answer_dropout: see `SyntheticCurriculum`.
+        images_per_clip, phases: of the synthetic curriculum alone.
+        workers: loader processes of every training process.
+    """
+
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    max_tokens: int | None = None
     batch_size: int = 16
     images_per_clip: int = 4
     spatial_frames: int = 12
@@ -48,10 +73,14 @@ class DataConfig:
 
 @dataclass
 class ScheduleConfig:
-    """AdamW with warmup, a constant stretch and a decay over the last `decay_share` of the steps."""
+    """AdamW with warmup, a constant stretch and a decay over the last `decay_share` of the steps.
+
+    `backbone_learning_rate` is that of the backbone, LoRA included; None takes `learning_rate` for all.
+    """
 
     steps: int = 1000
     learning_rate: float = 1e-3
+    backbone_learning_rate: float | None = None
     weight_decay: float = 0.01
     adam_beta1: float = 0.9
     adam_beta2: float = 0.98
@@ -101,6 +130,31 @@ class LoraSettings:
 
 
 @dataclass
+class ScaleConfig:
+    """How a run is spread over processes (`torchrun`) and what it does to save memory.
+
+    Attributes:
+        strategy: "ddp" (every process holds the model), "fsdp2" (weights, gradients and optimiser are sharded) or
+            "deepspeed"; a single process needs none of them, except that deepspeed works for one too.
+        replicas: of "fsdp2": groups of processes that hold a whole model each; 1 shards over all processes.
+        deepspeed: JSON file of DeepSpeed's settings; None takes ZeRO stage 2.
+        accumulate: batches a step, one after the other; divides `data.batch_size`.
+        precision: "float32", or "bfloat16": the backbone computes in bfloat16 on float32 weights. A frozen backbone
+            in bfloat16 (`backbone.dtype`) needs no more than "float32": the rest is float32 in any case.
+        gradient_checkpointing: compute activations of the backbone again in the backward pass.
+        device: "auto", or "cpu" also where there is a GPU.
+    """
+
+    strategy: str = "ddp"
+    replicas: int = 1
+    deepspeed: str | None = None
+    accumulate: int = 1
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    device: str = "auto"
+
+
+@dataclass
 class TrainingConfig:
     """A training run.
 
@@ -110,7 +164,7 @@ class TrainingConfig:
         backbone, lora: see their classes.
         model: fields of `BridgeSTGConfig` that differ from the default (the tiny one without a backbone).
         processor: fields of `BridgeSTGProcessor` that differ from the default (the checkpoint's with a backbone).
-        data, schedule, losses: see their classes.
+        data, schedule, losses, scale: see their classes.
     """
 
     seed: int = 0
@@ -122,6 +176,7 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     losses: LossWeights = field(default_factory=LossWeights)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
 
 
 def loss_weights_at(config: TrainingConfig, step: int) -> LossWeights:
