@@ -52,8 +52,14 @@ class FrameContrast(nn.Module):
         Returns:
             scalar; clips whose frames are all inside or all outside do not count. 0 when no clip counts.
         """
+        total, count = FrameContrast.loss_sum(logits, inside)
+        return total / count.clamp(min=1)
+
+    @staticmethod
+    def loss_sum(logits: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`loss` before it is divided: (sum over the clips that count, int64 number of them)."""
         log_probability = logits.log_softmax(-1)
         count = inside.sum(-1)
         counts = (count > 0) & (count < inside.shape[-1])
         per_clip = -(log_probability * inside).sum(-1) / count.clamp(min=1)
-        return (per_clip * counts).sum() / counts.sum().clamp(min=1)
+        return (per_clip * counts).sum(), counts.sum()

@@ -1,10 +1,11 @@
 """Losses, tube matching, the Trainer subclass, and YAML configurations."""
 
+from .building import build_model
 from .config import TrainingConfig, load_config, shipped_configs
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .losses import GroundingTargets, LossWeights, grounding_losses
 from .progress import TrainingProgress
-from .run import build_model, train
+from .run import train
 from .trainer import BridgeSTGTrainer
 
 __all__ = [

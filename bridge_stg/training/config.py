@@ -51,7 +51,7 @@ class DataConfig:
 
     Attributes:
         sources: annotated datasets by name, mixed by weight, see `GroundingStream`.
-        max_tokens: bound of a process's batch from `sources`, in LLM tokens with their padding; None bounds the clips only.
+        max_tokens: bound of a process's batch from `sources`, in LLM tokens with padding; None bounds the clips only.
         batch_size: clips of one optimiser step, over all processes and accumulated batches. From `sources` it is the
             most: batches of long clips hold fewer (`max_tokens`).
         spatial_frames, positive_ratio, negatives, answer_dropout: see `SyntheticCurriculum`.

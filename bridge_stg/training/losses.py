@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +57,20 @@ class GroundingTargets:
     has_interval: torch.Tensor
 
 
+class Part(NamedTuple):
+    """A share of a term: its sum over this process's batch, what to divide it by, and the weight of the quotient.
+
+    The sum depends on the outputs also where nothing counts, so that every process has the same gradients to reduce.
+    """
+
+    total: torch.Tensor
+    count: torch.Tensor
+    weight: float = 1.0
+
+
+LossSums = dict[str, list[Part]]
+
+
 def grounding_losses(
     output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool
 ) -> dict[str, torch.Tensor]:
@@ -63,26 +79,53 @@ def grounding_losses(
     Args:
         match_one: False supervises all tube hypotheses; True only that of least total cost per clip.
     """
-    losses: dict[str, torch.Tensor] = {}
-    if output.answer_logits is not None and output.answer_targets is not None and len(output.answer_targets):
-        losses["language"] = F.cross_entropy(output.answer_logits.float(), output.answer_targets)
-    if targets.has_interval.any():
-        timed = targets.has_interval
-        real = torch.ones_like(targets.inside) if output.frame_mask is None else output.frame_mask
-        if output.relevance is not None:
-            chosen = timed[:, None] & real
-            losses["alignment"] = F.binary_cross_entropy_with_logits(
-                output.relevance[chosen].float(), targets.inside[chosen].float()
-            )
-        if output.contrast is not None:
-            inside = targets.inside & ~(targets.inside | ~real).all(-1, keepdim=True)  # no negatives: no contrast
-            logits = output.contrast.float().masked_fill(~real, -1e4)
-            losses["contrast"] = FrameContrast.loss(logits[timed], inside[timed])
-    if output.token_scores is not None and output.token_centres is not None and targets.has_box.any():
-        losses["token"] = token_in_box_loss(output.token_scores, output.token_centres, targets)
-    if output.boxes is not None and output.presence is not None:
-        losses |= _tube_losses(output.boxes.float(), output.presence.float(), targets, weights, match_one=match_one)
+    return mean_losses(loss_sums(output, targets, weights, match_one=match_one))
+
+
+def mean_losses(
+    sums: LossSums, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts, processes: int = 1
+) -> dict[str, torch.Tensor]:
+    """Sums over counts; terms that count nothing anywhere are left out.
+
+    Args:
+        reduce: adds up a vector of counts over processes.
+        processes: how many there are. A process gets its share times their number: the mean over processes, which
+            data-parallel training takes of losses and gradients, is then that over the samples of all of them.
+    """
+    parts = [part for term in sums.values() for part in term]
+    if not parts:
+        return {}
+    counts = iter(reduce(torch.stack([part.count.float() for part in parts])).tolist())
+    losses = {}
+    for name, term in sums.items():
+        found = [(part, count) for part, count in zip(term, [next(counts) for _ in term], strict=True) if count > 0]
+        if found:
+            losses[name] = torch.stack([part.weight * processes * part.total / count for part, count in found]).sum()
     return losses
+
+
+def loss_sums(output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool) -> LossSums:
+    """The terms before they are divided; arguments as in `grounding_losses`."""
+    sums: LossSums = {}
+    if output.answer_logits is not None and output.answer_targets is not None:
+        total = F.cross_entropy(output.answer_logits.float(), output.answer_targets, reduction="sum")
+        sums["language"] = [Part(total, torch.tensor(len(output.answer_targets), device=total.device))]
+    real = torch.ones_like(targets.inside) if output.frame_mask is None else output.frame_mask
+    if output.relevance is not None:
+        chosen = targets.has_interval[:, None] & real
+        logits = torch.where(chosen, output.relevance.float(), 0.0)
+        bce = F.binary_cross_entropy_with_logits(logits, targets.inside.float(), reduction="none")
+        sums["alignment"] = [Part((bce * chosen).sum(), chosen.sum())]
+    if output.contrast is not None:
+        inside = targets.inside & ~(targets.inside | ~real).all(-1, keepdim=True)  # no negatives: no contrast
+        inside = inside & targets.has_interval[:, None]
+        logits = torch.where(real, output.contrast.float(), -1e4)
+        sums["contrast"] = [Part(*FrameContrast.loss_sum(logits, inside))]
+    if output.token_scores is not None and output.token_centres is not None:
+        sums["token"] = token_in_box_sums(output.token_scores, output.token_centres, targets)
+    if output.boxes is not None and output.presence is not None:
+        sums |= _tube_sums(output.boxes.float(), output.presence.float(), targets, weights, match_one=match_one)
+    return sums
 
 
 def token_in_box_loss(scores: torch.Tensor, centres: torch.Tensor, targets: GroundingTargets) -> torch.Tensor:
@@ -92,18 +135,22 @@ def token_in_box_loss(scores: torch.Tensor, centres: torch.Tensor, targets: Grou
         scores: `[B, S, N]`.
         centres: `[N, 2]`, (x, y) in [0, 1].
     """
+    return mean_losses({"token": token_in_box_sums(scores, centres, targets)})["token"]
+
+
+def token_in_box_sums(scores: torch.Tensor, centres: torch.Tensor, targets: GroundingTargets) -> list[Part]:
+    """`token_in_box_loss` before it is divided: the positive tokens and the negative ones."""
     box = cxcywh_to_xyxy(targets.boxes)[:, :, None]  # [B, S, 1, 4]
     inside = ((centres >= box[..., :2]) & (centres < box[..., 2:])).all(-1)  # [B, S, N]
-    inside, scores = inside[targets.has_box], scores[targets.has_box].float()
+    scores = torch.where(targets.has_box[..., None], scores.float(), 0.0)
     loss = F.binary_cross_entropy_with_logits(scores, inside.float(), reduction="none")
-    positive = (loss * inside).sum() / inside.sum().clamp(min=1)
-    negative = (loss * ~inside).sum() / (~inside).sum().clamp(min=1)
-    return (positive + negative) / 2
+    positive, negative = (targets.has_box[..., None] & side for side in (inside, ~inside))
+    return [Part((loss * side).sum(), side.sum(), 0.5) for side in (positive, negative)]
 
 
-def _tube_losses(
+def _tube_sums(
     boxes: torch.Tensor, presence: torch.Tensor, targets: GroundingTargets, weights: LossWeights, *, match_one: bool
-) -> dict[str, torch.Tensor]:
+) -> LossSums:
     """Box L1, GIoU and presence BCE, averaged over decoder layers with the weight of the auxiliary ones.
 
     boxes `[L, B, S, M, 4]`, presence `[L, B, S, M]`.
@@ -123,15 +170,12 @@ def _tube_losses(
         absent = F.binary_cross_entropy_with_logits(presence, torch.zeros_like(presence), reduction="none")
         bce = torch.where(chosen.bool(), bce, absent)
         box_weight = box_weight * chosen
-    losses = {}
     hypotheses = boxes.shape[3]
     layer = torch.full((boxes.shape[0], 1, 1, 1), weights.auxiliary, device=boxes.device)
     layer[-1] = 1.0
-    layers = layer.sum()
-    if targets.has_box.any():
-        count = box_weight.sum() * (1 if box_weight.shape[-1] > 1 else hypotheses) * layers
-        losses["box"] = (l1 * box_weight * layer).sum() / count
-        losses["giou"] = (giou * box_weight * layer).sum() / count
-    if targets.has_presence.any():
-        losses["presence"] = (bce * presence_weight * layer).sum() / (presence_weight.sum() * hypotheses * layers)
-    return losses
+    boxed = box_weight.sum() * (1 if box_weight.shape[-1] > 1 else hypotheses) * layer.sum()
+    return {
+        "box": [Part((l1 * box_weight * layer).sum(), boxed)],
+        "giou": [Part((giou * box_weight * layer).sum(), boxed)],
+        "presence": [Part((bce * presence_weight * layer).sum(), presence_weight.sum() * hypotheses * layer.sum())],
+    }

@@ -2,83 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+import torch.distributed as dist
+from transformers import PrinterCallback, TrainerCallback
 
-from ..data.scene import VOCABULARY
 from ..errors import ConfigError
 from ..files import ensure_writable_folder
-from ..models import BridgeSTGForVideoGrounding, BridgeSTGProcessor, load_model
-from ..models.tiny import tiny_config, tiny_processor
+from ..models import BridgeSTGProcessor
+from .arguments import training_arguments
+from .building import build_model
+from .checkpoints import clear_staging, latest_checkpoint, publish_files
 from .config import TrainingConfig, loss_weights_at
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .trainer import BridgeSTGTrainer
 
 FRAME_SIZE = (64, 64)
-logger = logging.getLogger(__name__)
-
-
-def build_model(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
-    """A fresh model and its processor, tiny or on a backbone.
-
-    `start_from` gives what trains its weights, wherever name and shape agree.
-
-    A switch that changes the architecture can so be trained from the same start as its baseline.
-
-    Raises:
-        ConfigError: a field of `model` or `processor` is unknown or out of range.
-        ModelError: `start_from` or the backbone cannot be loaded, or not be adapted as asked.
-    """
-    start = None if config.start_from is None else load_model(config.start_from)
-    set_seed(config.seed)
-    model, processor = _fresh_tiny(config) if config.backbone.name is None else _fresh_on_backbone(config)
-    if config.backbone.liger:
-        model.apply_liger()
-    if config.backbone.freeze:
-        model.freeze_backbone()
-    if (lora := config.lora).rank > 0:
-        model.add_lora(lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout)
-    if start is not None:
-        weights = model.state_dict()
-        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        known = {k: v for k, v in start.state_dict().items() if k in weights and v.shape == weights[k].shape}
-        known = {k: v for k, v in known.items() if k not in frozen}
-        model.load_state_dict(known, strict=False)
-        if fresh := sorted(weights.keys() - known.keys() - frozen):
-            logger.warning("%d tensors are not in %s and start fresh: %s", len(fresh), config.start_from, fresh)
-    return model, processor
-
-
-def _fresh_tiny(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
-    bridge_tokens = config.model.get("bridge_tokens", 4)
-    try:
-        processor = tiny_processor(VOCABULARY, bridge_tokens=bridge_tokens, **config.processor)
-        model = BridgeSTGForVideoGrounding(tiny_config(processor, **config.model))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"The model cannot be built: {error}") from error
-    model.processor = processor
-    return model, processor
-
-
-def _fresh_on_backbone(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
-    backbone = config.backbone
-    assert backbone.name is not None
-    model = BridgeSTGForVideoGrounding.from_backbone(
-        backbone.name,
-        processor=config.processor,
-        dtype=backbone.dtype,
-        attn_implementation=backbone.attn_implementation,
-        **config.model,
-    )
-    return model, model.processor
+_FINAL = ".model"
 
 
 def train(
@@ -93,6 +39,8 @@ def train(
 ) -> BridgeSTGTrainer:
     """Train and save model and processor in `output`; a checkpoint found there is resumed, exactly.
 
+    Under `torchrun` every process calls it.
+
     Args:
         build, collate: the model and its batches; others than the default train a baseline in the same way.
         max_seconds: stop cleanly after that long, with a checkpoint to resume from.
@@ -101,16 +49,48 @@ def train(
         ConfigError, ModelError, OutputError.
     """
     folder = ensure_writable_folder(output)
+    _check(config)
+    arguments = training_arguments(config, folder, tensorboard=tensorboard)
     model, processor = build(config)
-    if (folder / "processor_config.json").is_file():  # a resumed run keeps the vocabulary that it began with
-        processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
-    processor.save_pretrained(folder)
-    data, schedule = config.data, config.schedule
-    for i in range(len(data.phases)):  # a mistake in a late phase must not wait for it
+    if config.scale.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    with arguments.main_process_first(local=False, desc="the processor"):
+        if (folder / "processor_config.json").is_file():  # a resumed run keeps the vocabulary that it began with
+            processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
+        elif arguments.should_save:
+            processor.save_pretrained(folder)
+    resumed = latest_checkpoint(folder)
+    if arguments.should_save:
+        clear_staging(folder)
+    schedule = config.schedule
+    trainer = BridgeSTGTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=_curriculum(config),
+        data_collator=partial(collate, processor=processor),
+        loss_weights=partial(loss_weights_at, config),
+        match_after=schedule.match_after,
+        backbone_learning_rate=schedule.backbone_learning_rate,
+        callbacks=[*callbacks, *([StopAfter(max_seconds)] if max_seconds is not None else [])],
+    )
+    trainer.remove_callback(PrinterCallback)  # stdout is for results
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    _save(trainer, folder)
+    return trainer
+
+
+def _check(config: TrainingConfig) -> None:
+    """A mistake in a late phase must not wait for it."""
+    data = config.data
+    for i in range(len(data.phases)):
         loss_weights_at(config, sum(phase.steps for phase in data.phases[:i]))
     if data.negatives not in ("uniform", "boundary"):
         raise ConfigError(f"data.negatives must be uniform or boundary, got {data.negatives!r}.")
-    dataset = SyntheticCurriculum(
+
+
+def _curriculum(config: TrainingConfig) -> SyntheticCurriculum:
+    data = config.data
+    return SyntheticCurriculum(
         [Phase(phase.steps, phase.mix) for phase in data.phases],
         batch_size=data.batch_size,
         images_per_clip=data.images_per_clip,
@@ -120,48 +100,19 @@ def train(
         answer_dropout=data.answer_dropout,
         frame_size=FRAME_SIZE,
         seed=config.seed,
-        length=schedule.steps * data.batch_size,
+        length=config.schedule.steps * data.batch_size,
     )
-    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=schedule.steps,
-        per_device_train_batch_size=data.batch_size,
-        learning_rate=schedule.learning_rate,
-        weight_decay=schedule.weight_decay,
-        adam_beta1=schedule.adam_beta1,
-        adam_beta2=schedule.adam_beta2,
-        max_grad_norm=schedule.max_grad_norm,
-        warmup_steps=schedule.warmup_steps,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={"num_decay_steps": int(schedule.decay_share * schedule.steps), "decay_type": "linear"},
-        logging_steps=schedule.log_every,
-        save_steps=schedule.save_every,
-        save_total_limit=schedule.keep_checkpoints,
-        dataloader_num_workers=data.workers,
-        dataloader_persistent_workers=data.workers > 0,
-        dataloader_drop_last=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        remove_unused_columns=False,
-        label_names=["targets"],
-        report_to=["tensorboard"] if tensorboard else [],
-        disable_tqdm=True,
-        seed=config.seed,
-        full_determinism=False,
-    )
-    trainer = BridgeSTGTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=partial(collate, processor=processor),
-        loss_weights=partial(loss_weights_at, config),
-        match_after=schedule.match_after,
-        callbacks=[*callbacks, *([StopAfter(max_seconds)] if max_seconds is not None else [])],
-    )
-    trainer.remove_callback(PrinterCallback)  # stdout is for results
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
-    model.save_pretrained(folder)
-    return trainer
+
+
+def _save(trainer: BridgeSTGTrainer, folder: Path) -> None:
+    """The final model, beside its processor; its weights appear last, and whole."""
+    weights = trainer.whole_state_dict()
+    if trainer.args.should_save:
+        staged = ensure_writable_folder(folder / _FINAL)
+        network: Any = trainer.accelerator.unwrap_model(trainer.model)
+        network.save_pretrained(staged, **({} if weights is None else {"state_dict": weights}))
+        publish_files(staged, folder)
+    trainer.accelerator.wait_for_everyone()
 
 
 class StopAfter(TrainerCallback):
@@ -177,6 +128,9 @@ class StopAfter(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.started is not None
-        if self.clock() - self.started >= self.seconds:
+        over = torch.tensor(self.clock() - self.started >= self.seconds, dtype=torch.int32, device=args.device)
+        if dist.is_initialized():  # clocks differ, and all processes must stop at the same step
+            dist.all_reduce(over, dist.ReduceOp.MAX)
+        if over:
             control.should_save = True
             control.should_training_stop = True

@@ -1,26 +1,34 @@
-"""`BridgeSTGTrainer`: the Hugging Face Trainer with the losses of Bridge-STG and a curriculum read in order."""
+"""`BridgeSTGTrainer`: the Hugging Face Trainer with the losses of Bridge-STG, batches in order, whole checkpoints."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import Dataset, SequentialSampler
+import torch.distributed as dist
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer
 
-from .losses import GroundingTargets, LossWeights, grounding_losses
+from ..errors import ConfigError
+from .checkpoints import STAGING, clear_staging, publish
+from .losses import GroundingTargets, LossWeights, loss_sums, mean_losses
+from .sharding import layers_to_shard, shard_on_cpu_too, shard_spatial_half
 
 
 class BridgeSTGTrainer(Trainer):
     """Adds to `transformers.Trainer`: the weighted losses, each logged by name, and tube matching after a warmup.
 
-    The training set is read in order (a curriculum decides what comes when), so that a resumed run sees exactly the
-    items that an uninterrupted one would have seen.
+    The training set is read in order (a curriculum or a stream decides what comes when), so that a resumed run sees
+    exactly the items that an uninterrupted one would have seen. Losses are means over the batches of all processes,
+    so that a step is the same however many processes share it. A checkpoint appears under its name once it is whole.
 
     Args:
         loss_weights: weight of every term at a step; 0 switches a term off.
         match_after: step from which only the tube hypothesis of least cost is supervised; before it all are.
+        batches: places of the training set, batch by batch: batch k is that of process k modulo their number. None
+            cuts the training set into batches of `per_device_train_batch_size`.
+        backbone_learning_rate: of the backbone's parameters; None takes `learning_rate`.
         args, kwargs: of `transformers.Trainer`.
     """
 
@@ -29,24 +37,98 @@ class BridgeSTGTrainer(Trainer):
         *args: Any,
         loss_weights: Callable[[int], LossWeights] = lambda step: LossWeights(),
         match_after: int | None = None,
+        batches: Any = None,
+        backbone_learning_rate: float | None = None,
         **kwargs: Any,
     ) -> None:
+        self.batches = batches
         super().__init__(*args, **kwargs)
         self.loss_weights = loss_weights
         self.match_after = match_after
-        self._sums: dict[str, float] = {}
+        self.backbone_learning_rate = backbone_learning_rate
+        self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
+        self._staging = False
+
+    # Data ------------------------------------------------------------------------------------------------------
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> torch.utils.data.Sampler | None:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         assert isinstance(dataset, Sized)
         return SequentialSampler(dataset)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load through `from_pretrained`: saved names differ from the module's, and a plain load would miss them."""
-        network = self.accelerator.unwrap_model(self.model if model is None else model)
-        saved = type(network).from_pretrained(resume_from_checkpoint, config=network.config)
-        network.load_state_dict(saved.state_dict())
+    def get_train_dataloader(self) -> DataLoader:
+        if self.batches is None:
+            return super().get_train_dataloader()
+        assert self.train_dataset is not None
+        loader: DataLoader = DataLoader(
+            self.train_dataset,
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
+    # Processes -------------------------------------------------------------------------------------------------
+
+    def create_accelerator_and_postprocess(self) -> None:
+        if self.args.fsdp:
+            shard_on_cpu_too()
+        super().create_accelerator_and_postprocess()
+
+    def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
+        """AdamW with one rate for the backbone and one for the rest; weights decay, biases and norms do not."""
+        if self.optimizer is not None:
+            return self.optimizer
+        model: Any = self.model
+        if self.is_fsdp_enabled:
+            self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers_to_shard(model)
+            shard_spatial_half(model, self._mesh())
+        decayed = set(self.get_decay_parameter_names(model))
+        rates = {False: self.args.learning_rate, True: self.backbone_learning_rate or self.args.learning_rate}
+        parameters = dict(model.named_parameters())
+        groups: dict[tuple[bool, bool], list[str]] = {}
+        for name, parameter in parameters.items():
+            if parameter.requires_grad:
+                groups.setdefault((name.startswith("backbone."), name in decayed), []).append(name)
+        self._grouped_names = list(groups.values())
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
+        self.optimizer = optimizer_class(
+            [
+                {
+                    "params": [parameters[name] for name in names],
+                    "lr": rates[backbone],
+                    "weight_decay": self.args.weight_decay if decays else 0.0,
+                }
+                for (backbone, decays), names in groups.items()
+            ],
+            **options,
+        )
+        return self.optimizer
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        if self.is_fsdp_enabled:
+            # accelerate has just matched the sharded parameters to the optimiser's by address, which empty shards share.
+            parameters = dict(cast(torch.nn.Module, self.model).named_parameters())
+            assert self.optimizer is not None
+            for group, names in zip(self.optimizer.param_groups, self._grouped_names, strict=True):
+                group["params"] = [parameters[name] for name in names]
+        return super().create_scheduler(*args, **kwargs)
+
+    def _mesh(self) -> Any:
+        """The mesh that accelerate shards over."""
+        mesh, settings = self.accelerator.torch_device_mesh, self.accelerator.parallelism_config
+        return None if mesh is None else mesh[tuple(settings.fsdp_dim_names)]
+
+    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor over all processes."""
+        if self.args.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    # Losses ----------------------------------------------------------------------------------------------------
 
     def compute_loss(
         self,
@@ -60,16 +142,57 @@ class BridgeSTGTrainer(Trainer):
         output = model(**inputs)
         matched = self.match_after is not None and self.state.global_step >= self.match_after
         weights = self.loss_weights(self.state.global_step)
-        losses = grounding_losses(output, targets, weights, match_one=matched)
+        sums = loss_sums(output, targets, weights, match_one=matched)
+        losses = mean_losses(sums, self._over_processes, self.args.world_size)
+        if not losses:
+            raise ConfigError(f"Step {self.state.global_step + 1} has no sample with any label to learn from.")
         total = sum(getattr(weights, name) * value for name, value in losses.items())
         for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value.detach())
+            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
             self._counts[name] = self._counts.get(name, 0) + 1
         return (total, output) if return_outputs else total
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every loss term since the last entry."""
-        if "loss" in logs:
-            logs |= {f"loss_{name}": round(self._sums[name] / self._counts[name], 4) for name in self._sums}
+        if "loss" in logs and self._sums:
+            sums = self._over_processes(torch.stack(list(self._sums.values()))) / self.args.world_size
+            for name, value in zip(self._sums, sums.tolist(), strict=True):
+                logs[f"loss_{name}"] = round(value / self._counts[name], 4)
             self._sums, self._counts = {}, {}
         super().log(logs, *args, **kwargs)
+
+    # Checkpoints -----------------------------------------------------------------------------------------------
+
+    def _get_output_dir(self, trial: Any) -> str:
+        folder = super()._get_output_dir(trial)
+        return f"{folder}/{STAGING}" if self._staging else folder
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Write the checkpoint aside, and give it its name once every process has written its share."""
+        if self.args.should_save:
+            clear_staging(self.args.output_dir)
+        self.accelerator.wait_for_everyone()
+        self._staging = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = False
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            publish(self.args.output_dir, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load through `from_pretrained`: saved names differ from the module's, and a plain load would miss them."""
+        if self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        network = self.accelerator.unwrap_model(self.model if model is None else model)
+        saved = type(network).from_pretrained(resume_from_checkpoint, config=network.config)
+        network.load_state_dict(saved.state_dict())
+
+    def whole_state_dict(self) -> dict[str, torch.Tensor] | None:
+        """Weights gathered from all processes, for the first of them; None where every process holds them anyway."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return None
+        return self.accelerator.get_state_dict(self.model_wrapped)

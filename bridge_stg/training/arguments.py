@@ -1,0 +1,127 @@
+"""`TrainingArguments` of a run: schedule, processes and precision as the configuration has them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+
+from ..errors import ConfigError
+from .config import TrainingConfig
+
+_CHOICES = {
+    "strategy": ("ddp", "fsdp2", "deepspeed"),
+    "precision": ("float32", "bfloat16"),
+    "device": ("auto", "cpu"),
+}
+
+
+def check_scale(config: TrainingConfig, processes: int) -> int:
+    """Clips of one batch of one process.
+
+    Raises:
+        ConfigError: a choice does not exist, or a number does not fit the number of processes.
+    """
+    scale, batch = config.scale, config.data.batch_size
+    for name, allowed in _CHOICES.items():
+        if (value := getattr(scale, name)) not in allowed:
+            raise ConfigError(f"scale.{name} must be one of {', '.join(allowed)}, got {value!r}.")
+    if scale.accumulate < 1:
+        raise ConfigError(f"scale.accumulate must be at least 1, got {scale.accumulate}.")
+    share, rest = divmod(batch, processes * scale.accumulate)
+    if share < 1 or rest:
+        raise ConfigError(
+            f"data.batch_size must be a multiple of processes x scale.accumulate ({processes} x {scale.accumulate}), "
+            f"got {batch}."
+        )
+    if scale.replicas < 1 or processes % scale.replicas:
+        raise ConfigError(f"scale.replicas must divide the number of processes ({processes}), got {scale.replicas}.")
+    if scale.strategy == "fsdp2" and processes == 1:
+        raise ConfigError("scale.strategy=fsdp2 shards over several processes, and there is 1: start it with torchrun.")
+    if scale.deepspeed is not None and scale.strategy != "deepspeed":
+        raise ConfigError(f"scale.deepspeed is for scale.strategy=deepspeed only, got strategy {scale.strategy!r}.")
+    return share
+
+
+def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: bool) -> TrainingArguments:
+    """Arguments of the Trainer; with `torchrun` this joins the group of processes.
+
+    Raises:
+        ConfigError: see `check_scale`; or DeepSpeed is not installed, or its settings cannot be read.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    data, schedule, scale = config.data, config.schedule, config.scale
+    share = check_scale(config, processes)
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
+    on_cpu = scale.device == "cpu" or not torch.cuda.is_available()
+    options: dict[str, Any] = {}
+    if processes > 1 and on_cpu:
+        options["ddp_backend"] = "gloo"
+    if scale.strategy == "fsdp2":
+        from accelerate.parallelism_config import ParallelismConfig
+
+        options["fsdp"] = True
+        options["fsdp_config"] = {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"}
+        options["parallelism_config"] = ParallelismConfig(
+            dp_replicate_size=scale.replicas, dp_shard_size=processes // scale.replicas
+        )
+    elif scale.strategy == "deepspeed":
+        options["deepspeed"] = _deepspeed_settings(scale.deepspeed)
+    return TrainingArguments(
+        output_dir=str(folder),
+        max_steps=schedule.steps,
+        per_device_train_batch_size=share,
+        gradient_accumulation_steps=scale.accumulate,
+        learning_rate=schedule.learning_rate,
+        weight_decay=schedule.weight_decay,
+        adam_beta1=schedule.adam_beta1,
+        adam_beta2=schedule.adam_beta2,
+        max_grad_norm=schedule.max_grad_norm,
+        warmup_steps=schedule.warmup_steps,
+        lr_scheduler_type="warmup_stable_decay",
+        lr_scheduler_kwargs={"num_decay_steps": int(schedule.decay_share * schedule.steps), "decay_type": "linear"},
+        logging_steps=schedule.log_every,
+        save_steps=schedule.save_every,
+        save_total_limit=schedule.keep_checkpoints,
+        dataloader_num_workers=data.workers,
+        dataloader_persistent_workers=data.workers > 0,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=not on_cpu,
+        accelerator_config={"even_batches": False, "split_batches": False, "dispatch_batches": False},
+        remove_unused_columns=False,
+        label_names=["targets"],
+        report_to=["tensorboard"] if tensorboard else [],
+        disable_tqdm=True,
+        seed=config.seed,
+        full_determinism=False,
+        use_cpu=on_cpu,
+        bf16=scale.precision == "bfloat16",
+        ddp_find_unused_parameters=True,  # a loss without a label anywhere in a step leaves its parameters alone
+        **options,
+    )
+
+
+def _deepspeed_settings(path: str | None) -> dict[str, Any]:
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("scale.strategy=deepspeed needs the package deepspeed, which is not installed.") from error
+    settings: dict[str, Any] = {
+        "zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": "auto"},
+    }
+    if path is not None:
+        try:
+            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"scale.deepspeed: {path} cannot be read as DeepSpeed settings: {error}.") from error
+    for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+        settings[name] = "auto"
+    settings["gradient_clipping"] = "auto"
+    return settings

@@ -1,0 +1,67 @@
+"""Checkpoints that appear whole or not at all, whatever moment the run is killed at."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+STAGING = ".incomplete"
+"""Folder in the run's folder in which a checkpoint is written; it gets its name once it is whole."""
+
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def latest_checkpoint(run: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint of the highest step in a run's folder, None where there is none."""
+    found = [(int(match[1]), entry) for entry in Path(run).iterdir() if (match := _NAME.fullmatch(entry.name))]
+    return max(found)[1] if found else None
+
+
+def clear_staging(run: str | os.PathLike[str]) -> None:
+    """Remove what a killed run left half-written."""
+    shutil.rmtree(Path(run) / STAGING, ignore_errors=True)
+
+
+def publish(run: str | os.PathLike[str], keep: int | None) -> None:
+    """Give the staged checkpoint its place among the others, durably, and remove all but the newest `keep`."""
+    run = Path(run)
+    for staged in (run / STAGING).iterdir():
+        _flush(staged)
+        target = run / staged.name
+        if target.exists():  # the same step again; rename does not replace a folder that holds something
+            shutil.rmtree(target)
+        os.rename(staged, target)
+    _flush_folder(run)
+    clear_staging(run)
+    if keep is not None and keep > 0:
+        numbered = sorted((int(match[1]), p) for p in run.iterdir() if (match := _NAME.fullmatch(p.name)))
+        for _, old in numbered[:-keep]:
+            shutil.rmtree(old)
+
+
+def publish_files(staged: Path, target: Path) -> None:
+    """Move the files of a finished folder into `target`, weights last: a model folder is one once it has them."""
+    _flush(staged)
+    files = sorted(staged.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name))
+    for file in files:
+        os.replace(file, target / file.name)
+    staged.rmdir()
+    _flush_folder(target)
+
+
+def _flush(folder: Path) -> None:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with open(os.path.join(parent, name), "rb") as file:
+                os.fsync(file.fileno())
+        _flush_folder(Path(parent))
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
