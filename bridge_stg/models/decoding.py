@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -173,8 +174,8 @@ class SpatialPass:
         self.model, self.queries, self.memory, self.times = model, queries, memory, times
         self.lengths = lengths
         self._located: tuple[torch.Tensor, Localisation] | None = None
-        self.centres = model.memory_centres(visual)
-        scale = round((len(visual.centres) / len(self.centres)) ** 0.5)
+        self.centres = model.memory_centres(visual.grid, visual.merged.device)
+        scale = round((math.prod(visual.grid) / len(self.centres)) ** 0.5)
         self.grid = (visual.grid[0] // scale, visual.grid[1] // scale)
 
     def _localise(self, frames: torch.Tensor) -> Localisation:

@@ -106,6 +106,9 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
     def get_input_embeddings(self) -> nn.Module:
         return self.backbone.get_input_embeddings()
 
+    def get_output_embeddings(self) -> nn.Module:
+        return self.backbone.get_output_embeddings()
+
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.backbone.set_input_embeddings(value)
 
@@ -132,8 +135,7 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
             pad_groups(tokens.reshape(sum(groups), -1, tokens.shape[-1]), groups)
             for tokens in (encoded[0], encoded[1], *encoded[2])
         )
-        centres = patch_centres(rows, columns, vision.spatial_merge_size).to(patches.device)
-        return VisualTokens(patches, merged, centres, (rows, columns), groups, tuple(deepstack))
+        return VisualTokens(patches, merged, (rows, columns), groups, tuple(deepstack))
 
     # Language --------------------------------------------------------------------------------------------------
 
@@ -215,7 +217,7 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
         """
         batch = where.shape[0]
         if not self.config.semantic_bridge:
-            states = [layer.expand(batch, -1, -1) for layer in self.blind_queries]
+            states = [layer.expand(batch, -1, -1).to(self.spatial_dtype) for layer in self.blind_queries]
         else:
             picked = (hidden_states[i] for i in self.config.bridge_layer_indices)
             states = [state[where].unflatten(0, (batch, -1)).to(self.spatial_dtype) for state in picked]
@@ -227,19 +229,19 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
         """Memory `[B, G, N, C]`: projected visual tokens, position, and LLM states `[B, G, n, D]` where configured."""
         features = visual.merged if self.config.memory_features == "merged" else visual.patches
         memory = self.memory_projection(self.memory_norm(features.to(self.spatial_dtype)))
-        place = sinusoidal_embedding(8 * self.memory_centres(visual), self.config.decoder_dim).flatten(-2)
+        centres = self.memory_centres(visual.grid, memory.device)
+        place = sinusoidal_embedding(8 * centres, self.config.decoder_dim).flatten(-2)
         memory = memory + self.memory_position(place.to(self.spatial_dtype))
         if self.config.memory_features == "vision+lm" and lm_states is not None:
             lm = self.memory_lm_projection(self.memory_lm_norm(lm_states.to(self.spatial_dtype)))
             memory = memory + lm.repeat_interleave(memory.shape[2] // lm.shape[2], dim=2)
         return memory
 
-    def memory_centres(self, visual: VisualTokens) -> torch.Tensor:
-        """(x, y) of every memory token, `[N, 2]` in [0, 1]."""
-        if self.config.memory_features != "merged":
-            return visual.centres
+    def memory_centres(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """(x, y) of every memory token of a frame of (rows, columns) patches, `[N, 2]` in [0, 1]."""
         merge = self.config.backbone_config.vision_config.spatial_merge_size
-        return visual.centres.unflatten(0, (-1, merge * merge)).mean(1)
+        centres = patch_centres(*grid, merge).to(device)
+        return centres.unflatten(0, (-1, merge * merge)).mean(1) if self.config.memory_features == "merged" else centres
 
     def localise(
         self,
@@ -328,24 +330,25 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
         hidden_states, _ = self.read_prompt(
             input_ids, clips, position_ids=position_ids, attention_mask=mask, use_cache=False
         )
-        group_states, group_ends = self.group_states(input_ids, hidden_states[-1], visual)
-        memory = self.visual_memory(visual, group_states)
-        centres = self.memory_centres(visual)
-        queries = self.bridge_queries(hidden_states, bridge)
-        located = self.localise(queries, memory, centres, frame_index, frame_times)
-        group_size = self.config.backbone_config.vision_config.temporal_patch_size
-        output = BridgeSTGOutput(
-            boxes=located.tubes.boxes,
-            presence=located.tubes.presence,
-            token_scores=located.token_scores,
-            token_centres=centres,
-            frame_mask=visual.frame_mask(group_size),
-        )
-        if self.config.dense_alignment:
-            output.relevance = self.relevance_logits(group_states, group_ends)
-        if self.config.frame_contrast:
-            contrast = self.frame_contrast(queries.aggregated, memory.mean(2))
-            output.contrast = contrast.repeat_interleave(group_size, dim=1)
+        with torch.autocast(input_ids.device.type, enabled=False):  # the spatial half stays in float32
+            group_states, group_ends = self.group_states(input_ids, hidden_states[-1], visual)
+            memory = self.visual_memory(visual, group_states)
+            centres = self.memory_centres(visual.grid, memory.device)
+            queries = self.bridge_queries(hidden_states, bridge)
+            located = self.localise(queries, memory, centres, frame_index, frame_times)
+            group_size = self.config.backbone_config.vision_config.temporal_patch_size
+            output = BridgeSTGOutput(
+                boxes=located.tubes.boxes,
+                presence=located.tubes.presence,
+                token_scores=located.token_scores,
+                token_centres=centres,
+                frame_mask=visual.frame_mask(group_size),
+            )
+            if self.config.dense_alignment:
+                output.relevance = self.relevance_logits(group_states, group_ends)
+            if self.config.frame_contrast:
+                contrast = self.frame_contrast(queries.aggregated, memory.mean(2))
+                output.contrast = contrast.repeat_interleave(group_size, dim=1)
         if labels is not None:
             target = F.pad(labels[:, 1:], (0, 1), value=-100)
             chosen = target != -100

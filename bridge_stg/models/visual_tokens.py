@@ -15,7 +15,6 @@ class VisualTokens(NamedTuple):
     Attributes:
         patches: `[B, G, N, Dv]`, patch features before the merger, in merge-block order.
         merged: `[B, G, N / merge^2, D]`, what the LLM reads.
-        centres: `[N, 2]`, (x, y) of every patch in [0, 1].
         grid: (rows, columns) of patches.
         groups: temporal groups of each clip.
         deepstack: features added to the states of the first LLM layers, each as `merged`; empty in most families.
@@ -23,7 +22,6 @@ class VisualTokens(NamedTuple):
 
     patches: torch.Tensor
     merged: torch.Tensor
-    centres: torch.Tensor
     grid: tuple[int, int]
     groups: tuple[int, ...]
     deepstack: tuple[torch.Tensor, ...] = ()
@@ -34,10 +32,15 @@ class VisualTokens(NamedTuple):
 
     def frame_mask(self, group_size: int) -> torch.Tensor | None:
         """bool `[B, G * group_size]`, False at padding; None when no clip is padded."""
-        if min(self.groups) == max(self.groups):
-            return None
-        counts = torch.tensor(self.groups, device=self.merged.device)[:, None] * group_size
-        return torch.arange(self.merged.shape[1] * group_size, device=counts.device) < counts
+        return frame_mask(self.groups, group_size, self.merged.device)
+
+
+def frame_mask(groups: Sequence[int], group_size: int, device: torch.device) -> torch.Tensor | None:
+    """bool `[B, most groups * group_size]`, False behind the frames of shorter clips; None when all are equal."""
+    if min(groups) == max(groups):
+        return None
+    counts = torch.tensor(groups, device=device)[:, None] * group_size
+    return torch.arange(max(groups) * group_size, device=device) < counts
 
 
 def pad_groups(packed: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:

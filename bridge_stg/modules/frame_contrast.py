@@ -52,14 +52,12 @@ class FrameContrast(nn.Module):
         Returns:
             scalar; clips whose frames are all inside or all outside do not count. 0 when no clip counts.
         """
-        total, count = FrameContrast.loss_sum(logits, inside)
-        return total / count.clamp(min=1)
+        count = inside.sum(-1)
+        mixed = (count > 0) & (count < inside.shape[-1])
+        return FrameContrast.loss_sum(logits, inside & mixed[:, None]) / mixed.sum().clamp(min=1)
 
     @staticmethod
-    def loss_sum(logits: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`loss` before it is divided: (sum over the clips that count, int64 number of them)."""
+    def loss_sum(logits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Sum of the loss over clips; one without frames inside adds 0. Arguments as in `loss`."""
         log_probability = logits.log_softmax(-1)
-        count = inside.sum(-1)
-        counts = (count > 0) & (count < inside.shape[-1])
-        per_clip = -(log_probability * inside).sum(-1) / count.clamp(min=1)
-        return (per_clip * counts).sum(), counts.sum()
+        return -((log_probability * inside).sum(-1) / inside.sum(-1).clamp(min=1)).sum()

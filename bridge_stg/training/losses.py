@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -57,100 +56,149 @@ class GroundingTargets:
     has_interval: torch.Tensor
 
 
-class Part(NamedTuple):
-    """A share of a term: its sum over this process's batch, what to divide it by, and the weight of the quotient.
+Sums = dict[str, list[tuple[torch.Tensor, str]]]
+"""By term, sums over this process's batch, each with the name of the count in `LabelCounts` that divides it.
 
-    The sum depends on the outputs also where nothing counts, so that every process has the same gradients to reduce.
+A sum depends on the outputs also where nothing counts, so that every process has the same gradients to reduce.
+"""
+
+
+class LabelCounts(NamedTuple):
+    """How many labels of each kind there are, over the batches that are to count as one.
+
+    Attributes:
+        answer_tokens: with a language-model label.
+        timed_frames: frames of clips with an interval.
+        contrasted_clips: clips with frames inside their event and outside.
+        tokens_inside, tokens_outside: memory tokens in and out of the box, on frames with a box.
+        boxes: frames with a box.
+        judged_frames: frames of the spatial decoder that are known to be inside the event or outside.
     """
 
-    total: torch.Tensor
-    count: torch.Tensor
-    weight: float = 1.0
+    answer_tokens: float
+    timed_frames: float
+    contrasted_clips: float
+    tokens_inside: float
+    tokens_outside: float
+    boxes: float
+    judged_frames: float
 
 
-LossSums = dict[str, list[Part]]
+def count_labels(
+    targets: GroundingTargets, answer_tokens: torch.Tensor, frame_mask: torch.Tensor | None, centres: torch.Tensor
+) -> torch.Tensor:
+    """The fields of `LabelCounts` for one batch, float32 `[7]`, on the device of the targets.
+
+    Args:
+        answer_tokens: int64 scalar, labels of the language model.
+        frame_mask: bool `[B, T]`, False at the padding of shorter clips; None without padding.
+        centres: `[N, 2]`, (x, y) of the memory's tokens in [0, 1].
+    """
+    in_box = _in_box(targets, centres)
+    counts = (
+        answer_tokens,
+        _timed(targets, frame_mask).sum(),
+        _contrasted(targets, frame_mask).any(-1).sum(),
+        in_box.sum(),
+        (targets.has_box[..., None] & ~in_box).sum(),
+        targets.has_box.sum(),
+        targets.has_presence.sum(),
+    )
+    return torch.stack([count.to(targets.boxes.device, torch.float32) for count in counts])
 
 
 def grounding_losses(
     output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool
 ) -> dict[str, torch.Tensor]:
-    """Every term that has a label, unweighted, by name as in `LossWeights.terms`.
+    """Every term that has a label, unweighted, by name as in `LossWeights.terms`; means over this batch.
 
     Args:
         match_one: False supervises all tube hypotheses; True only that of least total cost per clip.
     """
-    return mean_losses(loss_sums(output, targets, weights, match_one=match_one))
+    answers = torch.tensor(0 if output.answer_targets is None else len(output.answer_targets))
+    centres = torch.empty(0, 2) if output.token_centres is None else output.token_centres
+    counts = count_labels(targets, answers, output.frame_mask, centres.to(targets.boxes.device))
+    return mean_losses(loss_sums(output, targets, weights, match_one=match_one), LabelCounts(*counts.tolist()))
 
 
-def mean_losses(
-    sums: LossSums, reduce: Callable[[torch.Tensor], torch.Tensor] = lambda counts: counts, processes: int = 1
-) -> dict[str, torch.Tensor]:
-    """Sums over counts; terms that count nothing anywhere are left out.
+def mean_losses(sums: Sums, counts: LabelCounts, share: float = 1.0) -> dict[str, torch.Tensor]:
+    """Sums over counts; a term that counts nothing is left out.
 
     Args:
-        reduce: adds up a vector of counts over processes.
-        processes: how many there are. A process gets its share times their number: the mean over processes, which
-            data-parallel training takes of losses and gradients, is then that over the samples of all of them.
+        counts: of all batches of the step, over all processes.
+        share: one over the part that the mean of the losses over these batches gives each of them: with it, that mean
+            is the mean over all their samples, whatever each batch holds.
     """
-    parts = [part for term in sums.values() for part in term]
-    if not parts:
-        return {}
-    counts = iter(reduce(torch.stack([part.count.float() for part in parts])).tolist())
     losses = {}
-    for name, term in sums.items():
-        found = [(part, count) for part, count in zip(term, [next(counts) for _ in term], strict=True) if count > 0]
+    for name, parts in sums.items():
+        found = [share * total / getattr(counts, count) for total, count in parts if getattr(counts, count) > 0]
         if found:
-            losses[name] = torch.stack([part.weight * processes * part.total / count for part, count in found]).sum()
+            losses[name] = torch.stack(found).sum()
     return losses
 
 
-def loss_sums(output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool) -> LossSums:
+def loss_sums(output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool) -> Sums:
     """The terms before they are divided; arguments as in `grounding_losses`."""
-    sums: LossSums = {}
+    sums: Sums = {}
     if output.answer_logits is not None and output.answer_targets is not None:
         total = F.cross_entropy(output.answer_logits.float(), output.answer_targets, reduction="sum")
-        sums["language"] = [Part(total, torch.tensor(len(output.answer_targets), device=total.device))]
-    real = torch.ones_like(targets.inside) if output.frame_mask is None else output.frame_mask
+        sums["language"] = [(total, "answer_tokens")]
     if output.relevance is not None:
-        chosen = targets.has_interval[:, None] & real
+        chosen = _timed(targets, output.frame_mask)
         logits = torch.where(chosen, output.relevance.float(), 0.0)
         bce = F.binary_cross_entropy_with_logits(logits, targets.inside.float(), reduction="none")
-        sums["alignment"] = [Part((bce * chosen).sum(), chosen.sum())]
+        sums["alignment"] = [((bce * chosen).sum(), "timed_frames")]
     if output.contrast is not None:
-        inside = targets.inside & ~(targets.inside | ~real).all(-1, keepdim=True)  # no negatives: no contrast
-        inside = inside & targets.has_interval[:, None]
-        logits = torch.where(real, output.contrast.float(), -1e4)
-        sums["contrast"] = [Part(*FrameContrast.loss_sum(logits, inside))]
+        logits = output.contrast.float()
+        logits = logits if output.frame_mask is None else torch.where(output.frame_mask, logits, -1e4)
+        total = FrameContrast.loss_sum(logits, _contrasted(targets, output.frame_mask))
+        sums["contrast"] = [(total, "contrasted_clips")]
     if output.token_scores is not None and output.token_centres is not None:
-        sums["token"] = token_in_box_sums(output.token_scores, output.token_centres, targets)
+        sums["token"] = _token_sums(output.token_scores, output.token_centres, targets)
     if output.boxes is not None and output.presence is not None:
         sums |= _tube_sums(output.boxes.float(), output.presence.float(), targets, weights, match_one=match_one)
     return sums
 
 
-def token_in_box_loss(scores: torch.Tensor, centres: torch.Tensor, targets: GroundingTargets) -> torch.Tensor:
+def _timed(targets: GroundingTargets, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    """bool `[B, T]`, frames that are known to be inside the event or outside."""
+    timed = targets.has_interval[:, None].expand_as(targets.inside)
+    return timed if frame_mask is None else timed & frame_mask
+
+
+def _contrasted(targets: GroundingTargets, frame_mask: torch.Tensor | None) -> torch.Tensor:
+    """bool `[B, T]`, frames inside the event of clips that have frames outside it too."""
+    inside = _timed(targets, frame_mask) & targets.inside
+    everywhere = inside if frame_mask is None else inside | ~frame_mask
+    return inside & ~everywhere.all(-1, keepdim=True)
+
+
+def _in_box(targets: GroundingTargets, centres: torch.Tensor) -> torch.Tensor:
+    """bool `[B, S, N]`, tokens whose centre is in the box of their frame; none where there is no box."""
+    box = cxcywh_to_xyxy(targets.boxes)[:, :, None]  # [B, S, 1, 4]
+    inside = ((centres >= box[..., :2]) & (centres < box[..., 2:])).all(-1)
+    return inside & targets.has_box[..., None]
+
+
+def _token_sums(
+    scores: torch.Tensor, centres: torch.Tensor, targets: GroundingTargets
+) -> list[tuple[torch.Tensor, str]]:
     """BCE 'is this token's centre inside the box?' on the pruning score, positives and negatives weighted evenly.
 
     Args:
         scores: `[B, S, N]`.
         centres: `[N, 2]`, (x, y) in [0, 1].
     """
-    return mean_losses({"token": token_in_box_sums(scores, centres, targets)})["token"]
-
-
-def token_in_box_sums(scores: torch.Tensor, centres: torch.Tensor, targets: GroundingTargets) -> list[Part]:
-    """`token_in_box_loss` before it is divided: the positive tokens and the negative ones."""
-    box = cxcywh_to_xyxy(targets.boxes)[:, :, None]  # [B, S, 1, 4]
-    inside = ((centres >= box[..., :2]) & (centres < box[..., 2:])).all(-1)  # [B, S, N]
+    inside = _in_box(targets, centres)
+    outside = targets.has_box[..., None] & ~inside
     scores = torch.where(targets.has_box[..., None], scores.float(), 0.0)
-    loss = F.binary_cross_entropy_with_logits(scores, inside.float(), reduction="none")
-    positive, negative = (targets.has_box[..., None] & side for side in (inside, ~inside))
-    return [Part((loss * side).sum(), side.sum(), 0.5) for side in (positive, negative)]
+    loss = F.binary_cross_entropy_with_logits(scores, inside.float(), reduction="none") / 2
+    return [((loss * inside).sum(), "tokens_inside"), ((loss * outside).sum(), "tokens_outside")]
 
 
 def _tube_sums(
     boxes: torch.Tensor, presence: torch.Tensor, targets: GroundingTargets, weights: LossWeights, *, match_one: bool
-) -> LossSums:
+) -> Sums:
     """Box L1, GIoU and presence BCE, averaged over decoder layers with the weight of the auxiliary ones.
 
     boxes `[L, B, S, M, 4]`, presence `[L, B, S, M]`.
@@ -173,9 +221,10 @@ def _tube_sums(
     hypotheses = boxes.shape[3]
     layer = torch.full((boxes.shape[0], 1, 1, 1), weights.auxiliary, device=boxes.device)
     layer[-1] = 1.0
-    boxed = box_weight.sum() * (1 if box_weight.shape[-1] > 1 else hypotheses) * layer.sum()
+    layer = layer / layer.sum()
+    tubes = 1 if match_one else hypotheses
     return {
-        "box": [Part((l1 * box_weight * layer).sum(), boxed)],
-        "giou": [Part((giou * box_weight * layer).sum(), boxed)],
-        "presence": [Part((bce * presence_weight * layer).sum(), presence_weight.sum() * hypotheses * layer.sum())],
+        "box": [((l1 * box_weight * layer).sum() / tubes, "boxes")],
+        "giou": [((giou * box_weight * layer).sum() / tubes, "boxes")],
+        "presence": [((bce * presence_weight * layer).sum() / hypotheses, "judged_frames")],
     }

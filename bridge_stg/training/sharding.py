@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +20,19 @@ def shard_spatial_half(model: Any, mesh: DeviceMesh | None) -> None:
         model: a `BridgeSTGForVideoGrounding`.
         mesh: of the processes; None takes the default one.
     """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
-    policy = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    policy = mixed_precision(torch.float32)
     for name, module in model.named_children():
         if name != "backbone" and any(True for _ in module.parameters()):
             fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def mixed_precision(dtype: torch.dtype) -> Any:
+    """FSDP2's policy: weights are gathered in `dtype`, gradients summed in float32, times and boxes left alone."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def layers_to_shard(model: Any) -> list[str]:
@@ -32,6 +40,26 @@ def layers_to_shard(model: Any) -> list[str]:
     backbone: Any = model.backbone.model
     stacks: list[nn.ModuleList] = [backbone.language_model.layers, backbone.visual.blocks]
     return sorted({type(layer).__name__ for stack in stacks for layer in stack})
+
+
+def load_sharded_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Read what accelerate's `save_fsdp_optimizer` wrote, into shards of any number of processes.
+
+    Parameters that had no state yet when it was written have none afterwards: torch gives all of them a state so as to
+    fill it, and counts that as a first step.
+    """
+    from torch.distributed.checkpoint import FileSystemReader, load
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+
+    reader = FileSystemReader(folder)
+    saved = {key.rpartition(".")[0] for key in reader.read_metadata().state_dict_metadata}
+    state = {"optimizer": get_optimizer_state_dict(model, optimizer)}
+    load(state, storage_reader=reader, planner=DefaultLoadPlanner(allow_partial_load=True))
+    set_optimizer_state_dict(model, optimizer, optim_state_dict=state["optimizer"])
+    for name, parameter in model.named_parameters():
+        if f"optimizer.state.{name}" not in saved:
+            optimizer.state.pop(parameter, None)
 
 
 def shard_on_cpu_too() -> None:

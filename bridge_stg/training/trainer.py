@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sized
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import Trainer
+from transformers.trainer import SCHEDULER_NAME
 
-from ..errors import ConfigError
+from ..errors import SampleError
+from ..models.visual_tokens import frame_mask
 from .checkpoints import STAGING, clear_staging, publish
-from .losses import GroundingTargets, LossWeights, loss_sums, mean_losses
-from .sharding import layers_to_shard, shard_on_cpu_too, shard_spatial_half
+from .losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
+from .sharding import layers_to_shard, load_sharded_optimizer, mixed_precision, shard_on_cpu_too, shard_spatial_half
 
 
 class BridgeSTGTrainer(Trainer):
     """Adds to `transformers.Trainer`: the weighted losses, each logged by name, and tube matching after a warmup.
 
     The training set is read in order (a curriculum or a stream decides what comes when), so that a resumed run sees
-    exactly the items that an uninterrupted one would have seen. Losses are means over the batches of all processes,
-    so that a step is the same however many processes share it. A checkpoint appears under its name once it is whole.
+    exactly the items that an uninterrupted one would have seen. Losses are means over a step's batches of all
+    processes: a step is the same however it is cut into batches and shared. A checkpoint appears under its name once
+    it is whole.
 
     Args:
         loss_weights: weight of every term at a step; 0 switches a term off.
@@ -46,6 +50,8 @@ class BridgeSTGTrainer(Trainer):
         self.loss_weights = loss_weights
         self.match_after = match_after
         self.backbone_learning_rate = backbone_learning_rate
+        self._labels = LabelCounts(*[0.0] * len(LabelCounts._fields))
+        self._batches = 1
         self._sums: dict[str, torch.Tensor] = {}
         self._counts: dict[str, int] = {}
         self._staging = False
@@ -76,6 +82,8 @@ class BridgeSTGTrainer(Trainer):
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp:
             shard_on_cpu_too()
+            if self.args.bf16:
+                self.args.fsdp_plugin_args["mixed_precision_policy"] = mixed_precision(torch.bfloat16)
         super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
@@ -110,7 +118,7 @@ class BridgeSTGTrainer(Trainer):
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled:
-            # accelerate has just matched the sharded parameters to the optimiser's by address, which empty shards share.
+            # accelerate has just matched sharded parameters to the optimiser's by address, which empty shards share.
             parameters = dict(cast(torch.nn.Module, self.model).named_parameters())
             assert self.optimizer is not None
             for group, names in zip(self.optimizer.param_groups, self._grouped_names, strict=True):
@@ -130,6 +138,24 @@ class BridgeSTGTrainer(Trainer):
 
     # Losses ----------------------------------------------------------------------------------------------------
 
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+        """The batches of one step of this process; counts the labels of the step over all processes."""
+        samples, items = super().get_batch_samples(*args)
+        network: Any = self.accelerator.unwrap_model(self.model)
+        vision = network.config.backbone_config.vision_config
+        counts = []
+        for batch in samples:
+            targets, grids = GroundingTargets(**batch["targets"]), batch["video_grid_thw"].tolist()
+            device = targets.boxes.device
+            frames = frame_mask([grid[0] for grid in grids], vision.temporal_patch_size, device)
+            centres = network.memory_centres(tuple(grids[0][1:]), device)
+            counts.append(count_labels(targets, (batch["labels"][:, 1:] != -100).sum(), frames, centres))
+        if counts:
+            total = self._over_processes(torch.stack(counts).sum(0).to(self.args.device))
+            self._labels = LabelCounts(*total.tolist())
+            self._batches = len(counts) * self.args.world_size
+        return samples, items
+
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -143,9 +169,9 @@ class BridgeSTGTrainer(Trainer):
         matched = self.match_after is not None and self.state.global_step >= self.match_after
         weights = self.loss_weights(self.state.global_step)
         sums = loss_sums(output, targets, weights, match_one=matched)
-        losses = mean_losses(sums, self._over_processes, self.args.world_size)
+        losses = mean_losses(sums, self._labels, self._batches)
         if not losses:
-            raise ConfigError(f"Step {self.state.global_step + 1} has no sample with any label to learn from.")
+            raise SampleError(f"Step {self.state.global_step + 1} has no sample with any label to learn from.")
         total = sum(getattr(weights, name) * value for name, value in losses.items())
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0.0) + value.detach()
@@ -190,6 +216,15 @@ class BridgeSTGTrainer(Trainer):
         network = self.accelerator.unwrap_model(self.model if model is None else model)
         saved = type(network).from_pretrained(resume_from_checkpoint, config=network.config)
         network.load_state_dict(saved.state_dict())
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        optimizer = cast(Any, self.optimizer).optimizer
+        load_sharded_optimizer(cast(torch.nn.Module, self.model), optimizer, Path(checkpoint) / "optimizer_0")
+        schedule = torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True)
+        cast(Any, self.lr_scheduler).load_state_dict(schedule)
 
     def whole_state_dict(self) -> dict[str, torch.Tensor] | None:
         """Weights gathered from all processes, for the first of them; None where every process holds them anyway."""

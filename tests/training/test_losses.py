@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from bridge_stg.models import BridgeSTGOutput
 from bridge_stg.training import GroundingTargets, LossWeights, grounding_losses
-from bridge_stg.training.losses import token_in_box_loss
 from bridge_stg.training.matcher import select_hypotheses
 
 L, B, S, M, T = 2, 2, 3, 2, 4
@@ -123,11 +122,15 @@ def test_a_tube_is_matched_as_a_whole():
 
 
 def test_token_loss_asks_for_the_tokens_in_the_box():
-    centres = make_output().token_centres
     targets = make_targets(boxes=torch.tensor([0.5, 0.5, 0.3, 0.3]).expand(B, S, 4))
+
+    def token(scores):
+        output = make_output(token_scores=scores)
+        return grounding_losses(output, targets, LossWeights(), match_one=False)["token"]
+
     right = torch.tensor([8.0, -8.0, -8.0, -8.0]).expand(B, S, 4)
     wrong = -right
-    assert token_in_box_loss(right, centres, targets) < 0.01 < token_in_box_loss(wrong, centres, targets)
+    assert token(right) < 0.01 < token(wrong)
 
 
 def test_padding_of_shorter_clips_teaches_nothing():
