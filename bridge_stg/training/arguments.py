@@ -71,7 +71,7 @@ def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: boo
         )
     elif scale.strategy == "deepspeed":
         options["deepspeed"] = _deepspeed_settings(scale.deepspeed)
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=schedule.steps,
         per_device_train_batch_size=share,
@@ -103,6 +103,9 @@ def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: boo
         ddp_find_unused_parameters=True,  # a loss without a label anywhere in a step leaves its parameters alone
         **options,
     )
+    if on_cpu and arguments.device.index is not None:  # of one CPU process among several; older torch cannot load to it
+        arguments.__dict__["_setup_devices"] = torch.device("cpu")
+    return arguments
 
 
 def _deepspeed_settings(path: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from transformers import set_seed
 
@@ -68,3 +69,9 @@ def _fresh_on_backbone(config: TrainingConfig) -> tuple[BridgeSTGForVideoGroundi
         **config.model,
     )
     return model, model.processor
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Have the layers of LLM and vision tower keep their inputs only, and compute the rest again when going back."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..files import ensure_writable_folder
 from ..models import BridgeSTGProcessor
 from .arguments import training_arguments
-from .building import build_model
+from .building import build_model, checkpoint_activations
 from .checkpoints import clear_staging, latest_checkpoint, publish_files
 from .config import TrainingConfig, loss_weights_at
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
@@ -53,7 +53,7 @@ def train(
     arguments = training_arguments(config, folder, tensorboard=tensorboard)
     model, processor = build(config)
     if config.scale.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     with arguments.main_process_first(local=False, desc="the processor"):
         if (folder / "processor_config.json").is_file():  # a resumed run keeps the vocabulary that it began with
             processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
