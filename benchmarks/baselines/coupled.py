@@ -23,9 +23,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from bridge_stg.data.frame_sampling import frames_inside
 from bridge_stg.models import BridgeSTGConfig, BridgeSTGForVideoGrounding, BridgeSTGProcessor
 from bridge_stg.models.decoding import CachedDecoding, encode_clips
-from bridge_stg.models.grounding import ClipPrediction, _frames_inside, _read_answer
+from bridge_stg.models.grounding import ClipPrediction, _read_answer
 from bridge_stg.models.outputs import BridgeSTGOutput
 from bridge_stg.models.processing_bridge_stg import answer_text
 from bridge_stg.training import TrainingConfig, build_model
@@ -168,8 +169,8 @@ class CoupledForVideoGrounding(BridgeSTGForVideoGrounding):
         for clip, answer in enumerate(answers):
             read = _read_answer(answer, times[clip], durations[clip])
             interval = read or (float(times[clip][0]), float(durations[clip]))
-            inside = _frames_inside(times[clip], interval, None)
-            chosen = _frames_inside(times[clip], interval, spatial_fps)
+            inside = frames_inside(times[clip], interval, None)
+            chosen = frames_inside(times[clip], interval, spatial_fps)
             presence = np.zeros(len(times[clip]))
             presence[inside] = 1.0
             prediction = ClipPrediction(
@@ -181,7 +182,7 @@ class CoupledForVideoGrounding(BridgeSTGForVideoGrounding):
                 boxes=parse_tube(answer, len(inside))[np.isin(inside, chosen)],
             )
             if oracle_intervals is not None:
-                true = _frames_inside(times[clip], oracle_intervals[clip], None)
+                true = frames_inside(times[clip], oracle_intervals[clip], None)
                 prediction = replace(prediction, oracle_frames=true, oracle_boxes=parse_tube(oracle[clip], len(true)))
             found.append(prediction)
         return found

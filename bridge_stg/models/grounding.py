@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..data.frame_sampling import uniform_frame_index
+from ..data.frame_sampling import frames_inside, uniform_frame_index
 from ..data.video import VideoInfo, decode_frames, probe
 from ..errors import SampleError
 from ..modules.semantic_bridge import BridgeQueries
@@ -175,12 +175,12 @@ class GroundingMixin:
                 for clip, curve in zip(members, curves, strict=True)
             ]
             each = list(zip(members, intervals, strict=True))
-            chosen = [_frames_inside(times[clip], interval, spatial_fps) for clip, interval in each]
+            chosen = [frames_inside(times[clip], interval, spatial_fps) for clip, interval in each]
             boxes, kept = spatial.boxes(chosen, best)
             oracle_frames: list[Any] = [None] * len(members)
             oracle_boxes: list[Any] = [None] * len(members)
             if oracle_intervals is not None:
-                oracle_frames = [_frames_inside(times[clip], oracle_intervals[clip], None) for clip in members]
+                oracle_frames = [frames_inside(times[clip], oracle_intervals[clip], None) for clip in members]
                 oracle_boxes, _ = spatial.boxes(oracle_frames, best)
             for place, (clip, interval) in enumerate(each):
                 predictions[clip] = ClipPrediction(
@@ -231,20 +231,6 @@ def _read_answer(text: str, times: Sequence[float], duration: float) -> tuple[fl
     return (float(start), float(end)) if start < end else interval
 
 
-def _frames_inside(
-    times: Sequence[float] | np.ndarray, interval: tuple[float, float], spatial_fps: float | None
-) -> np.ndarray:
-    """Positions of the frames in [start, end), thinned to `spatial_fps`; the nearest frame when none lies inside."""
-    seconds = np.asarray(times)
-    inside = np.flatnonzero((seconds >= interval[0] - 1e-6) & (seconds < interval[1] - 1e-6))
-    if not len(inside):
-        return np.array([np.abs(seconds - sum(interval) / 2).argmin()])
-    if spatial_fps is None:
-        return inside
-    slots = np.floor((seconds[inside] - seconds[inside[0]]) * spatial_fps + 1e-6)
-    return inside[np.unique(slots, return_index=True)[1]]
-
-
 def source_tube(
     info: VideoInfo, interval: tuple[float, float], index: np.ndarray, positions: np.ndarray, boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -259,7 +245,7 @@ def source_tube(
     Returns:
         (source frames `[F]`, boxes `[F, 4]` xyxy in original pixels).
     """
-    source = _frames_inside(info.times, interval, None)
+    source = frames_inside(info.times, interval, None)
     known = info.times[index[positions]]
     pixels = boxes * np.array([info.width, info.height, info.width, info.height])
     tube = np.stack([np.interp(info.times[source], known, pixels[:, side]) for side in range(4)], axis=1)

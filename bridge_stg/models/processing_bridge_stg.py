@@ -123,6 +123,18 @@ class BridgeSTGProcessor(ProcessorMixin):
         features = process(clips, input_data_format="channels_last", **NO_TOTAL_BUDGET)
         return features["pixel_values_videos"], features["video_grid_thw"]
 
+    def frame_grid(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of patches that a frame of so many pixels is cut into.
+
+        Raises:
+            SampleError: the frame is too elongated for the rules of Qwen2-VL.
+        """
+        try:
+            _, grids = self.pixel_values(np.zeros((1, height, width, 3), dtype=np.uint8))
+        except ValueError as error:
+            raise SampleError(f"Frames of {width} x {height} pixels cannot be resized: {error}.") from error
+        return int(grids[0, 1]), int(grids[0, 2])
+
     # Text ------------------------------------------------------------------------------------------------------
 
     def prompt(self, sentence: str, group_times: Sequence[float], tokens_per_group: int) -> str:

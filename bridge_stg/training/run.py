@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -13,18 +14,22 @@ import torch
 import torch.distributed as dist
 from transformers import PrinterCallback, TrainerCallback
 
+from ..data.sample_store import SampleStore
 from ..errors import ConfigError
 from ..files import ensure_writable_folder
 from ..models import BridgeSTGProcessor
 from .arguments import training_arguments
+from .batching import LengthAwareBatches
 from .building import build_model, checkpoint_activations
 from .checkpoints import clear_staging, latest_checkpoint, publish_files
 from .config import TrainingConfig, loss_weights_at
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
+from .stream import GroundingStream
 from .trainer import BridgeSTGTrainer
 
 FRAME_SIZE = (64, 64)
 _FINAL = ".model"
+logger = logging.getLogger(__name__)
 
 
 def train(
@@ -63,10 +68,12 @@ def train(
     if arguments.should_save:
         clear_staging(folder)
     schedule = config.schedule
+    dataset, batches = _data(config, processor, arguments, folder)
     trainer = BridgeSTGTrainer(
         model=model,
         args=arguments,
-        train_dataset=_curriculum(config),
+        train_dataset=dataset,
+        batches=batches,
         data_collator=partial(collate, processor=processor),
         loss_weights=partial(loss_weights_at, config),
         match_after=schedule.match_after,
@@ -86,6 +93,53 @@ def _check(config: TrainingConfig) -> None:
         loss_weights_at(config, sum(phase.steps for phase in data.phases[:i]))
     if data.negatives not in ("uniform", "boundary"):
         raise ConfigError(f"data.negatives must be uniform or boundary, got {data.negatives!r}.")
+
+
+def _data(
+    config: TrainingConfig, processor: BridgeSTGProcessor, arguments: Any, folder: Path
+) -> tuple[Any, LengthAwareBatches | None]:
+    """What a run sees, and in which batches; None takes it in order."""
+    data = config.data
+    if not data.sources:
+        return _curriculum(config), None
+    stores = {name: SampleStore(source.path) for name, source in data.sources.items()}
+    for name, store in stores.items():
+        if store.problems:
+            logger.warning(
+                "%s: %d of %d records are left out, the first because: %s: %s",
+                name,
+                len(store.problems),
+                len(store.problems) + len(store),
+                store.problems[0].id,
+                store.problems[0].reason,
+            )
+    weights = {name: source.weight for name, source in data.sources.items() if source.weight is not None}
+    if weights and len(weights) < len(data.sources):
+        missing = next(name for name in data.sources if name not in weights)
+        raise ConfigError(f"data.sources: {missing} has no weight, and others have one; give one to all or to none.")
+    try:
+        stream = GroundingStream(
+            stores,
+            weights or None,
+            processor,
+            spatial_frames=data.spatial_frames,
+            positive_ratio=data.positive_ratio,
+            negatives=cast(Literal["uniform", "boundary"], data.negatives),
+            answer_dropout=data.answer_dropout,
+            seed=config.seed,
+            skipped=folder / "skipped.jsonl",
+        )
+        batches = LengthAwareBatches(
+            stream.shape,
+            batches=config.schedule.steps * config.scale.accumulate * arguments.world_size,
+            clips=arguments.per_device_train_batch_size,
+            max_tokens=data.max_tokens,
+            world_size=arguments.world_size,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise ConfigError(f"data: {error}.") from error
+    return stream, batches
 
 
 def _curriculum(config: TrainingConfig) -> SyntheticCurriculum:

@@ -88,8 +88,9 @@ class BridgeSTGTrainer(Trainer):
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
         """AdamW with one rate for the backbone and one for the rest; weights decay, biases and norms do not."""
-        if self.optimizer is not None:
-            return self.optimizer
+        existing: Any = getattr(self, "optimizer", None)
+        if existing is not None:
+            return existing
         model: Any = self.model
         if self.is_fsdp_enabled:
             self.accelerator.state.fsdp_plugin.transformer_cls_names_to_wrap = layers_to_shard(model)
@@ -103,7 +104,7 @@ class BridgeSTGTrainer(Trainer):
                 groups.setdefault((name.startswith("backbone."), name in decayed), []).append(name)
         self._grouped_names = list(groups.values())
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = optimizer_class(
+        built: Any = optimizer_class(
             [
                 {
                     "params": [parameters[name] for name in names],
@@ -114,7 +115,8 @@ class BridgeSTGTrainer(Trainer):
             ],
             **options,
         )
-        return self.optimizer
+        self.optimizer = built
+        return built
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled:

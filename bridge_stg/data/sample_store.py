@@ -1,0 +1,109 @@
+"""Samples of a JSON Lines file, read one at a time: the tubes of a training set are too many to hold as objects."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from ..errors import SampleError
+from .readers.reading import Problem
+from .sample import GroundingSample
+from .time_base import has_time_base
+
+
+class SampleStore(Sequence[GroundingSample]):
+    """The usable records of a file, by number; holds 40 bytes a record, whatever the record holds.
+
+    Every line is checked when the store is opened, so that a broken one is known in the first minute and not in the
+    third hour. It may be shared with processes that are forked or spawned: each opens the file for itself.
+
+    Args:
+        path: JSON Lines as `write_samples` and `bridge-stg data convert` write them; video paths start at its folder.
+
+    Attributes:
+        problems: lines that are left out, with the reason.
+        widths, heights: int32 `[n]`, pixels.
+        frames: int32 `[n]`, frames of the clip: of the segment where there is one.
+        rates: float32 `[n]`, frames a second.
+
+    Raises:
+        SampleError: the file cannot be read, or holds no usable record.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self.problems: list[Problem] = []
+        self._open: tuple[int, int] | None = None  # (process, descriptor)
+        rows: list[tuple[float, ...]] = []
+        seen: set[str] = set()
+        try:
+            with open(self.path, "rb") as file:
+                offset = 0
+                for number, line in enumerate(file, start=1):
+                    if line.strip():
+                        sample = self._checked(line, number, seen)
+                        if sample is not None:
+                            start, end = sample.segment or (0, sample.frame_count)
+                            rows.append((offset, len(line), sample.width, sample.height, end - start, sample.fps))
+                    offset += len(line)
+        except OSError as error:
+            raise SampleError(f"{path} cannot be read as an annotation file: {error.strerror or error}.") from error
+        if not rows:
+            reason = f": {self.problems[0].id}: {self.problems[0].reason}" if self.problems else "."
+            raise SampleError(f"{path} holds no usable record{reason}")
+        table = np.array(rows)
+        self._offsets, self._lengths = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+        self.widths, self.heights, self.frames = (table[:, i].astype(np.int32) for i in (2, 3, 4))
+        self.rates = table[:, 5].astype(np.float32)
+
+    def _checked(self, line: bytes, number: int, seen: set[str]) -> GroundingSample | None:
+        reason = None
+        try:
+            sample = GroundingSample.from_record(json.loads(line), root=self.path.parent)
+            if sample.id in seen:
+                reason = f"the id {sample.id!r} has come before; ids must be unique."
+            elif not has_time_base(sample):
+                reason = "its size and rate are not known; `bridge-stg data convert --align` takes them from the video."
+            else:
+                seen.add(sample.id)
+                return sample
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            reason = f"not a complete JSON object: {error}."
+        except SampleError as error:
+            reason = str(error)
+        self.problems.append(Problem(f"line {number}", reason))
+        return None
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> GroundingSample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[GroundingSample]: ...
+    def __getitem__(self, index: int | slice) -> GroundingSample | list[GroundingSample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        line = os.pread(self._descriptor(), int(self._lengths[index]), int(self._offsets[index]))
+        try:
+            return GroundingSample.from_record(json.loads(line), root=self.path.parent)
+        except (json.JSONDecodeError, UnicodeDecodeError, SampleError) as error:
+            raise SampleError(f"{self.path} has changed since it was opened: {error}") from error
+
+    def _descriptor(self) -> int:
+        if self._open is None or self._open[0] != os.getpid():
+            self._open = (os.getpid(), os.open(self.path, os.O_RDONLY))
+        return self._open[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": None}
+
+    def __del__(self) -> None:
+        opened = getattr(self, "_open", None)
+        if opened is not None and opened[0] == os.getpid():
+            os.close(opened[1])
