@@ -5,6 +5,7 @@ from .frame_sampling import sample_spatial_frames, uniform_frame_index
 from .mixture import MixtureSampler
 from .readers import Dataset, Problem, iterate_dataset, read_dataset
 from .sample import Box, GroundingSample, SentenceType, Task, read_samples, write_samples
+from .sample_store import SampleStore
 from .scene import COLORS, COMPOSITIONS, IMAGE_TIER, MOTIONS, SHAPES, SPLITS, TIERS, VOCABULARY, SceneObject
 from .synthetic import SyntheticClip, SyntheticImages, SyntheticTubes, write_split
 from .time_base import align_to_video
@@ -26,6 +27,7 @@ __all__ = [
     "GroundingSample",
     "MixtureSampler",
     "Problem",
+    "SampleStore",
     "SceneObject",
     "SentenceType",
     "SyntheticClip",

@@ -1,16 +1,21 @@
 """Losses, tube matching, the Trainer subclass, and YAML configurations."""
 
+from .batching import ClipShape, LengthAwareBatches
 from .building import build_model
 from .config import TrainingConfig, load_config, shipped_configs
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .losses import GroundingTargets, LossWeights, grounding_losses
 from .progress import TrainingProgress
 from .run import train
+from .stream import GroundingStream
 from .trainer import BridgeSTGTrainer
 
 __all__ = [
     "BridgeSTGTrainer",
+    "ClipShape",
+    "GroundingStream",
     "GroundingTargets",
+    "LengthAwareBatches",
     "LossWeights",
     "Phase",
     "SyntheticCurriculum",
