@@ -8,22 +8,15 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from .cli_data import app as data_app
+from .cli_evaluate import evaluate
+from .console import Json, Model, advance, progress_bar, stderr
 from .errors import BridgeSTGError
 
 app = typer.Typer(
@@ -35,12 +28,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(data_app)
-stderr = Console(stderr=True)
-
-Model = Annotated[
-    str | None, typer.Option("--model", "-m", help="Model folder; the shipped tiny checkpoint when left out.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+app.command()(evaluate)
 
 
 def _version(value: bool) -> None:
@@ -111,9 +99,9 @@ def ground(
     if result.interval_source == "presence" and network.config.interval_source == "text":
         stderr.print("The generated answer holds no readable interval; the presence curve gives it.")
     if out is not None:
-        with _progress() as bar:
+        with progress_bar() as bar:
             task = bar.add_task("annotating", total=result.frame_count)
-            annotate_video(video, result, out / "annotated.mp4", progress=partial(_advance, bar, task))
+            annotate_video(video, result, out / "annotated.mp4", progress=partial(advance, bar, task))
         draw_strip(video, result, out / "strip.png")
         write_text(out / "result.json", result.to_json(indent=2))
         stderr.print(f"wrote annotated.mp4, strip.png and result.json to {out}")
@@ -129,17 +117,19 @@ def ground(
 def _ground_manifest(manifest: Path, out: Path, model: str | None, spatial_fps: float | None, as_json: bool) -> None:
     from .manifest import ground_manifest, read_manifest
     from .models import load_model
+    from .parts import processes
 
+    rank, world_size = processes()
     read_manifest(manifest)  # a mistake in it must not wait for the model
     network = load_model(model)
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("grounding", total=None)
         summary = ground_manifest(
             partial(network.ground, spatial_fps=spatial_fps),
             manifest,
             out,
-            rank=int(os.environ.get("RANK", "0")),
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            rank=rank,
+            world_size=world_size,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     for name, reason in summary.failed.items():
@@ -170,7 +160,7 @@ def synth(
     for name in tier or ():
         if name not in TIERS:
             raise typer.BadParameter(f"{name!r} is none of {', '.join(TIERS)}.", param_hint="--tier")
-    with _progress() as bar:
+    with progress_bar() as bar:
         task = bar.add_task("writing clips", total=count)
         path = write_split(
             folder,
@@ -179,93 +169,9 @@ def synth(
             seed,
             tiers=tuple(tier or TIERS),
             backgrounds=tuple(background or ()),
-            progress=partial(_advance, bar, task),
+            progress=partial(advance, bar, task),
         )
     typer.echo(path)
-
-
-@app.command()
-def evaluate(
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", "-d", help="Ground the samples of a folder with SPLIT.jsonl, or a JSONL file."),
-    ] = None,
-    dataset: Annotated[
-        Path | None, typer.Option(help="Score the file --predictions against this JSONL; needs no model and no video.")
-    ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="How to score: every_frame, tubedetr, stcat, hcstvg_official or ptd.")
-    ] = "every_frame",
-    model: Model = None,
-    split: Annotated[str, typer.Option(help="Which SPLIT.jsonl of the folder.")] = "test",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Switch of the model at inference, key=value, such as keep=1.0 or gate=false."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1)] = 16,
-    predictions: Annotated[
-        Path | None, typer.Option(help="Predictions, one JSON a line: written here with --data, read with --dataset.")
-    ] = None,
-    floors: Annotated[bool, typer.Option(help="Add the trivial floors: best constant answer, random answer.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Score a model or a file: m_tIoU, m_vIoU, vIoU@0.3, vIoU@0.5 and gt_vIoU per sentence type and tier."""
-    from .evaluation import PROTOCOLS
-
-    if protocol not in PROTOCOLS:
-        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}.", param_hint="--protocol")
-    if (data is None) == (dataset is None):
-        raise typer.BadParameter("give one of both, and only one.", param_hint="--data, --dataset")
-    if dataset is not None:
-        if predictions is None:
-            raise typer.BadParameter("--dataset needs the file to score.", param_hint="--predictions")
-        _score_file(dataset, predictions, protocol, as_json)
-        return
-    assert data is not None
-    from .evaluation import ConstantFloor, random_floor, write_predictions
-    from .evaluation import evaluate as score
-    from .inference import find_samples, predict_samples
-    from .models import load_model
-
-    samples = find_samples(data, split)[:limit]
-    network = load_model(model, _settings(settings))
-    with _progress() as bar:
-        task = bar.add_task("grounding", total=len(samples))
-        found = predict_samples(network, samples, batch_size=batch_size, progress=partial(_advance, bar, task))
-    if predictions is not None:
-        write_predictions(predictions, found)
-    rule = PROTOCOLS[protocol]
-    report = dict(score(samples, found, rule).summary)
-    if floors:
-        constant = ConstantFloor.fit(samples).predict(samples)
-        report["floors"] = {
-            "best constant": score(samples, constant, rule).summary,
-            "random": score(samples, random_floor(samples), rule).summary,
-        }
-    if as_json:
-        typer.echo(json.dumps(report))
-    else:
-        from .tables import metrics_table
-
-        Console().print(metrics_table(report))
-
-
-def _score_file(dataset: Path, predictions: Path, protocol: str, as_json: bool) -> None:
-    from .evaluation import PROTOCOLS, score_files
-
-    report = score_files(dataset, predictions, PROTOCOLS[protocol])
-    for name, what in (("missing", "have no prediction and score 0"), ("left_out", "are left out by the protocol")):
-        if report[name]:
-            stderr.print(f"{len(report[name])} samples {what}.", highlight=False)
-    if report["unexpected"]:
-        stderr.print(f"{len(report['unexpected'])} predictions answer no sample of {dataset}.", highlight=False)
-    if as_json:
-        typer.echo(json.dumps(report))
-    else:
-        from .tables import metrics_table
-
-        Console().print(metrics_table(report))
 
 
 @app.command()
@@ -277,18 +183,21 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Override, such as schedule.steps=500.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop cleanly after that long.")] = None,
 ) -> None:
-    """Train from a configuration; run again to resume exactly where it stopped."""
+    """Train from a configuration, under torchrun in many processes; run again to resume exactly where it stopped."""
+    from .parts import processes
     from .training import TrainingProgress, load_config
     from .training import train as run_training
 
-    with _progress() as bar:
+    rank, _ = processes()
+    with progress_bar() as bar:
         run_training(
             load_config(config, settings or ()),
             out,
-            callbacks=[TrainingProgress(bar)],
+            callbacks=[TrainingProgress(bar)] if rank == 0 else [],
             max_seconds=None if max_minutes is None else 60 * max_minutes,
         )
-    typer.echo(out)
+    if rank == 0:
+        typer.echo(out)
 
 
 @app.command()
@@ -373,29 +282,6 @@ def doctor(as_json: Json = False) -> None:
         typer.echo(json.dumps(facts))
     else:
         Console().print(diagnosis_table(facts))
-
-
-def _settings(pairs: list[str] | None) -> dict[str, Any]:
-    """key=value pairs with JSON values; a value that is not JSON is text."""
-    settings: dict[str, Any] = {}
-    for pair in pairs or ():
-        key, separator, value = pair.partition("=")
-        if not separator or not key:
-            raise typer.BadParameter(f"{pair!r} is not key=value.", param_hint="--set")
-        try:
-            settings[key] = json.loads(value)
-        except json.JSONDecodeError:
-            settings[key] = value
-    return settings
-
-
-def _progress() -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True)
-
-
-def _advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    bar.update(task, completed=done, total=total)
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from rich.console import Console
 
+from .console import Json, stderr
+
 if TYPE_CHECKING:
     from .data.readers import Item
 
@@ -20,7 +22,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
-stderr = Console(stderr=True)
 
 Source = Annotated[Path, typer.Argument(help="The annotation file; for refcoco also its folder.")]
 Format = Annotated[
@@ -32,7 +33,6 @@ Split = Annotated[str | None, typer.Option(help="refcoco: train, val, testA, tes
 Convention = Annotated[
     str, typer.Option(help="How frames are numbered: exact, or as in the code of tubedetr or stcat.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 
 @app.command()

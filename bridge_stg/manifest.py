@@ -1,23 +1,17 @@
-"""Grounding a long list of videos: sharded over processes, resumed after any interruption, merged without a loss.
-
-Every process appends each finished record to a part of its own beside the output. A record counts as done when its
-line stands whole in any part, whoever wrote it; the process that finds all of them done merges the parts into the
-output in the order of the manifest.
-"""
+"""Grounding a long list of videos: sharded over processes, resumed after any interruption, merged without a loss."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from .errors import SampleError, VideoError
-from .files import atomic_path, ensure_writable_folder
 from .models import GroundingResult
+from .parts import Parts, Progress
 
 Ground = Callable[[str, str], GroundingResult]
 
@@ -93,7 +87,7 @@ def ground_manifest(
     *,
     rank: int = 0,
     world_size: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> ManifestSummary:
     """Ground this process's share of a manifest; call again, with as many processes or others, to go on.
 
@@ -109,18 +103,18 @@ def ground_manifest(
         SampleError: the manifest cannot be used, or the parts hold ids that it does not have.
         OutputError: the output cannot be written.
     """
-    records = read_manifest(manifest)
-    out = Path(out)
-    parts = ensure_writable_folder(out.with_name(f"{out.name}.parts"))
-    done = _finished(out, parts, records)
-    mine = records[rank::world_size]
-    with closing(_Part(parts / f"{rank}-of-{world_size}.jsonl")) as part:
-        for count, record in enumerate(mine):
-            if record.id not in done:
-                part.append(_answer(ground, record))
+    records = {record.id: record for record in read_manifest(manifest)}
+    with Parts(out, list(records), rank=rank, world_size=world_size) as parts:
+        done = parts.done()
+        for count, name in enumerate(parts.mine):
+            if name not in done:
+                parts.append(_answer(ground, records[name]))
             if progress is not None:
-                progress(count + 1, len(mine))
-    return _merge(out, parts, records)
+                progress(count + 1, len(parts.mine))
+        merged = parts.merge()
+        found = merged or {name: json.loads(line) for name, line in parts.done().items()}
+    failed = {name: found[name]["error"] for name in records if "error" in found.get(name, {})}
+    return ManifestSummary(len(records), len(found) - len(failed), failed, merged is not None)
 
 
 def _answer(ground: Ground, record: ManifestRecord) -> dict[str, Any]:
@@ -128,61 +122,3 @@ def _answer(ground: Ground, record: ManifestRecord) -> dict[str, Any]:
         return {"id": record.id, **ground(record.video, record.sentence).to_dict()}
     except (VideoError, SampleError) as error:
         return {"id": record.id, "video": record.video, "sentence": record.sentence, "error": str(error)}
-
-
-class _Part:
-    """A file to append records to, made at the first of them; a line that an interruption cut off is dropped."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file: BinaryIO | None = None
-
-    def append(self, record: dict[str, Any]) -> None:
-        if self.file is None:
-            self.file = open(self.path, "ab+")  # noqa: SIM115 - closed by close
-            self.file.seek(0)
-            self.file.truncate(self.file.read().rfind(b"\n") + 1)
-        self.file.write(json.dumps(record).encode() + b"\n")
-        self.file.flush()
-
-    def close(self) -> None:
-        if self.file is not None:
-            self.file.close()
-
-
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(id, line) of the whole lines of a part or an output; a part that another process has merged away is empty."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return
-    for line in text[: text.rfind(b"\n") + 1].decode().splitlines():
-        yield json.loads(line)["id"], line
-
-
-def _finished(out: Path, parts: Path, records: list[ManifestRecord]) -> dict[str, str]:
-    """Line of every record that is done. The first found of an id is kept."""
-    done: dict[str, str] = {}
-    for path in (out, *sorted(parts.glob("*.jsonl"))):
-        for name, line in _lines(path):
-            done.setdefault(name, line)
-    if foreign := sorted(done.keys() - {record.id for record in records}):
-        raise SampleError(
-            f"{out} or its parts hold {foreign[0]!r}, which is not in the manifest: they belong to another one."
-        )
-    return done
-
-
-def _merge(out: Path, parts: Path, records: list[ManifestRecord]) -> ManifestSummary:
-    done = _finished(out, parts, records)
-    errors = {name: json.loads(line).get("error") for name, line in done.items()}
-    failed = {record.id: errors[record.id] for record in records if errors.get(record.id)}
-    merged = len(done) == len(records)
-    if merged:
-        with atomic_path(out) as temporary:
-            temporary.write_text("".join(done[record.id] + "\n" for record in records), encoding="utf-8")
-        for path in parts.glob("*.jsonl"):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):  # another process may be merging the same lines
-            parts.rmdir()
-    return ManifestSummary(len(records), len(done) - len(failed), failed, merged)

@@ -132,5 +132,5 @@ def test_mistakes_in_a_manifest(tmp_path, text, message):
 def test_an_output_of_another_manifest_is_not_mixed_in(manifest, tmp_path):
     out = tmp_path / "out.jsonl"
     out.write_text('{"id": "foreign"}\n')
-    with pytest.raises(SampleError, match="'foreign', which is not in the manifest"):
+    with pytest.raises(SampleError, match="'foreign', which is not asked for"):
         ground_manifest(answer, manifest, out)

@@ -232,31 +232,32 @@ def _read_answer(text: str, times: Sequence[float], duration: float) -> tuple[fl
 
 
 def source_tube(
-    info: VideoInfo, interval: tuple[float, float], index: np.ndarray, positions: np.ndarray, boxes: np.ndarray
+    clock: np.ndarray, size: tuple[int, int], interval: tuple[float, float], known: np.ndarray, boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes at every source frame of an interval, linear in time between the localised ones, held at the ends.
 
     Args:
+        clock: `[F]`, seconds of every source frame.
+        size: (width, height) in pixels.
         interval: (start, end) in seconds; the nearest frame is taken when it holds none.
-        index: `[T]` source frames given to the model.
-        positions: `[n]` which of them were localised.
+        known: `[n]`, seconds of the localised frames.
         boxes: `[n, 4]` xyxy in [0, 1].
 
     Returns:
-        (source frames `[F]`, boxes `[F, 4]` xyxy in original pixels).
+        (source frames `[f]`, boxes `[f, 4]` xyxy in pixels).
     """
-    source = frames_inside(info.times, interval, None)
-    known = info.times[index[positions]]
-    pixels = boxes * np.array([info.width, info.height, info.width, info.height])
-    tube = np.stack([np.interp(info.times[source], known, pixels[:, side]) for side in range(4)], axis=1)
+    source = frames_inside(clock, interval)
+    pixels = boxes * np.array([*size, *size])
+    tube = np.stack([np.interp(clock[source], known, pixels[:, side]) for side in range(4)], axis=1)
     return source, tube
 
 
 def _to_result(
     video: str, sentence: str, info: VideoInfo, index: np.ndarray, prediction: ClipPrediction
 ) -> GroundingResult:
-    source, boxes = source_tube(info, prediction.interval, index, prediction.frames, prediction.boxes)
     decoded = index[prediction.frames]
+    size = info.width, info.height
+    source, boxes = source_tube(info.times, size, prediction.interval, info.times[decoded], prediction.boxes)
     times = info.times[source]
     presence = np.interp(times, info.times[index], prediction.presence)
     tube = tuple(

@@ -121,7 +121,7 @@ def test_presence_interval(curve, interval):
 def test_boxes_between_localised_frames_are_linear_in_time(tmp_path):
     info = probe(write_clip(tmp_path / "a.mp4", 8, fps=4))
     boxes = np.array([[0.0, 0.0, 0.5, 0.5], [0.4, 0.2, 0.9, 0.7]])
-    frames, tube = source_tube(info, (0.25, 1.75), np.array([0, 2, 4, 6]), np.array([1, 2]), boxes)
+    frames, tube = source_tube(info.times, (info.width, info.height), (0.25, 1.75), info.times[[2, 4]], boxes)
     assert frames.tolist() == [1, 2, 3, 4, 5, 6]
     first, last = boxes * [64, 48, 64, 48]
     np.testing.assert_allclose(tube, [first, first, (first + last) / 2, last, last, last])
