@@ -182,16 +182,27 @@ def train(
     ),
     settings: Annotated[list[str] | None, typer.Option("--set", help="Override, such as schedule.steps=500.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop cleanly after that long.")] = None,
+    plan: Annotated[
+        int | None, typer.Option(min=1, help="Print the memory that each of so many GPUs would need, and stop.")
+    ] = None,
+    as_json: Json = False,
 ) -> None:
     """Train from a configuration, under torchrun in many processes; run again to resume exactly where it stopped."""
     from .parts import processes
     from .training import TrainingProgress, load_config
     from .training import train as run_training
 
+    wanted = load_config(config, settings or ())
+    if plan is not None:
+        from .training.memory import memory_plan
+
+        found = memory_plan(wanted, plan)
+        typer.echo(json.dumps(found.to_dict()) if as_json else found.text())
+        return
     rank, _ = processes()
     with progress_bar() as bar:
         run_training(
-            load_config(config, settings or ()),
+            wanted,
             out,
             callbacks=[TrainingProgress(bar)] if rank == 0 else [],
             max_seconds=None if max_minutes is None else 60 * max_minutes,

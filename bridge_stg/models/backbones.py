@@ -64,7 +64,12 @@ class BackboneFamily:
         return []
 
     def dense_mask(self, visible: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> Any:
-        """What the LLM takes as attention mask for `visible` bool `[B, 1, L, L]`.
+        """What the LLM takes as attention mask for `visible` bool `[B, 1, L, L]`: one that is added to the scores.
+
+        Given a bool mask, sdpa would make an additive one of its own in every layer, and keep it for the backward pass.
+
+        Args:
+            dtype: of the queries.
 
         Raises:
             ValueError: the attention implementation takes no dense mask.
@@ -73,9 +78,7 @@ class BackboneFamily:
             raise ValueError(
                 f"Answer dropout needs an attention that takes a dense mask (sdpa or eager), got {attn_implementation}."
             )
-        if attn_implementation == "eager":  # adds the mask to the scores
-            return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
-        return visible
+        return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)
 
 
 class Qwen25VL(BackboneFamily):

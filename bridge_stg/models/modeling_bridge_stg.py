@@ -325,7 +325,7 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
         attention = self.config.backbone_config.text_config._attn_implementation
         if hidden_answer is not None and ("flash" not in attention or bool(hidden_answer.any())):
             visible = _bridge_mask(attention_mask, bridge, hidden_answer)
-            mask = self.family.dense_mask(visible, attention, self.backbone.dtype)
+            mask = self.family.dense_mask(visible, attention, visual.merged.dtype)
         clips = [visual.tokens(clip) for clip in range(len(input_ids))]
         hidden_states, _ = self.read_prompt(
             input_ids, clips, position_ids=position_ids, attention_mask=mask, use_cache=False

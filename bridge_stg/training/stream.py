@@ -21,8 +21,8 @@ from ..errors import SampleError, VideoError
 from ..models.processing_bridge_stg import BridgeSTGProcessor, answer_text
 from .batching import ClipShape
 
-_TEXT_TOKENS = 64  # prompt, sentence and answer
-_GROUP_TOKENS = 9  # vision start and end, and the time as text
+TEXT_TOKENS = 64  # prompt, sentence and answer
+GROUP_TOKENS = 9  # vision start and end, and the time as text
 
 
 class GroundingStream(Dataset):
@@ -123,8 +123,8 @@ class GroundingStream(Dataset):
         name, index = self.pick(place)
         rows, columns = (int(side) for side in self._grids[name][index])
         groups = int(self._groups[name][index])
-        visual = groups * (rows * columns // self.processor.merge_size**2 + _GROUP_TOKENS)
-        return ClipShape((rows, columns), visual + _TEXT_TOKENS + self.processor.bridge_tokens)
+        visual = groups * (rows * columns // self.processor.merge_size**2 + GROUP_TOKENS)
+        return ClipShape((rows, columns), visual + TEXT_TOKENS + self.processor.bridge_tokens)
 
     def __getitem__(self, place: int) -> list[dict[str, Any]]:
         name, wanted = self.pick(place)

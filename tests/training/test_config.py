@@ -9,10 +9,10 @@ from bridge_stg.training.config import loss_weights_at
 
 def test_every_shipped_configuration_loads():
     names = [path.stem for path in shipped_configs()]
-    assert {"tiny", "demo"} <= set(names)
+    assert set(names) == {"demo", "hcstvg-7b", "multitask-7b", "tiny", "vidstg-7b"}
     for name in names:
         config = load_config(name)
-        assert config.schedule.steps > 0 and config.data.phases
+        assert config.schedule.steps > 0 and bool(config.data.phases) != bool(config.data.sources)
 
 
 def test_overrides_win(tmp_path):
