@@ -42,6 +42,11 @@ def check_scale(config: TrainingConfig, processes: int) -> int:
         raise ConfigError(f"scale.replicas must divide the number of processes ({processes}), got {scale.replicas}.")
     if scale.strategy == "fsdp2" and processes == 1:
         raise ConfigError("scale.strategy=fsdp2 shards over several processes, and there is 1: start it with torchrun.")
+    if scale.strategy == "deepspeed" and scale.precision != "float32":
+        raise ConfigError(
+            "scale.strategy=deepspeed needs scale.precision=float32, for it would convert the spatial half to bfloat16 "
+            "too: use fsdp2, or a frozen backbone in bfloat16 (backbone.dtype)."
+        )
     if scale.deepspeed is not None and scale.strategy != "deepspeed":
         raise ConfigError(f"scale.deepspeed is for scale.strategy=deepspeed only, got strategy {scale.strategy!r}.")
     return share
@@ -117,7 +122,6 @@ def _deepspeed_settings(path: str | None) -> dict[str, Any]:
         "zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": "auto"},
     }
     if path is not None:
         try:

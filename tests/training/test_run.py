@@ -118,6 +118,8 @@ def test_a_run_on_annotated_files_mixes_tasks_and_resumes(tmp_path):
         (["scale.strategy=fsdp2"], "start it with torchrun"),
         (["scale.precision=float16"], "scale.precision must be one of float32, bfloat16"),
         (["scale.replicas=2"], r"must divide the number of processes \(1\), got 2"),
+        (["scale.strategy=deepspeed", "scale.precision=bfloat16"], r"deepspeed needs scale\.precision=float32"),
+        (["scale.strategy=deepspeed"], "needs the package deepspeed, which is not installed"),
         (["scale.accumulate=0"], "scale.accumulate must be at least 1"),
         (["scale.deepspeed=ds.json"], "for scale.strategy=deepspeed only"),
     ],
