@@ -118,17 +118,14 @@ def _deepspeed_settings(path: str | None) -> dict[str, Any]:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise ConfigError("scale.strategy=deepspeed needs the package deepspeed, which is not installed.") from error
-    settings: dict[str, Any] = {
-        "zero_optimization": {"stage": 2, "overlap_comm": True, "contiguous_gradients": True},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-    }
+    settings: dict[str, Any] = {"zero_optimization": {"stage": 2}}
     if path is not None:
         try:
             settings = json.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"scale.deepspeed: {path} cannot be read as DeepSpeed settings: {error}.") from error
-    for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        settings[name] = "auto"
-    settings["gradient_clipping"] = "auto"
-    return settings
+    settings.setdefault("zero_allow_untested_optimizer", True)  # the optimizer is ours, with its rates
+    settings.setdefault("zero_force_ds_cpu_optimizer", False)
+    # What the configuration says already; it wins over the file.
+    given = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    return settings | dict.fromkeys(given, "auto")

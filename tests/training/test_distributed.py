@@ -1,5 +1,6 @@
 """One process, two with DDP, two with FSDP2: the same losses; killed at any moment and resumed: the same again."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -84,6 +85,19 @@ def test_two_processes_killed_and_resumed_learn_as_one(config, single, tmp_path,
     assert a.keys() == b.keys()
     for key in a:
         torch.testing.assert_close(a[key], b[key], atol=1e-4, rtol=1e-3, msg=key)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs the package deepspeed")
+def test_deepspeed_learns_as_one_process_where_every_step_has_every_label(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    clips = ["data.phases=[{steps: 1, mix: {single: 0.5, twins: 0.5}}]", "schedule.steps=6", "schedule.save_every=3"]
+    expected = losses(train(load_config(config, clips), tmp_path / "single", tensorboard=False))
+    settings = [*clips, "scale.strategy=deepspeed"]
+    code, _ = start(2, config, tmp_path / "run", *settings, "--die", "step", "5")
+    assert code != 0 and latest_checkpoint(tmp_path / "run").name == "checkpoint-3"
+    code, errors = start(2, config, tmp_path / "run", *settings)
+    assert code == 0, errors
+    assert saved_losses(tmp_path / "run") == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_run_killed_before_a_checkpoint_has_its_name_goes_on_from_the_one_before(config, single, tmp_path):

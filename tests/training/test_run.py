@@ -1,6 +1,7 @@
 """Whole runs: the loss falls, a stopped run resumes exactly, the saved model grounds."""
 
 import json
+import sys
 from dataclasses import replace
 
 import cv2
@@ -119,7 +120,6 @@ def test_a_run_on_annotated_files_mixes_tasks_and_resumes(tmp_path):
         (["scale.precision=float16"], "scale.precision must be one of float32, bfloat16"),
         (["scale.replicas=2"], r"must divide the number of processes \(1\), got 2"),
         (["scale.strategy=deepspeed", "scale.precision=bfloat16"], r"deepspeed needs scale\.precision=float32"),
-        (["scale.strategy=deepspeed"], "needs the package deepspeed, which is not installed"),
         (["scale.accumulate=0"], "scale.accumulate must be at least 1"),
         (["scale.deepspeed=ds.json"], "for scale.strategy=deepspeed only"),
     ],
@@ -128,6 +128,12 @@ def test_settings_that_cannot_be_are_one_sentence(tmp_path, settings, message):
     with pytest.raises((ConfigError, SampleError), match=message) as caught:
         train(load_config("tiny", [*FEW, *settings]), tmp_path, tensorboard=False)
     assert "\n" not in str(caught.value)
+
+
+def test_deepspeed_has_to_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    with pytest.raises(ConfigError, match="needs the package deepspeed, which is not installed"):
+        train(load_config("tiny", [*FEW, "scale.strategy=deepspeed"]), tmp_path, tensorboard=False)
 
 
 def test_the_backbone_learns_at_a_rate_of_its_own(tmp_path):
