@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from transformers import AutoConfig
@@ -312,15 +311,19 @@ def saved_bytes(model: torch.nn.Module, run: Callable[[], Any], *, apart_from: l
 @contextmanager
 def _lean_attention() -> Iterator[None]:
     """On the meta device attention would keep its matrix of scores, which the kernels of a GPU do not."""
-    real = torch.nn.functional.scaled_dot_product_attention
+    functional: Any = torch.nn.functional
+    real = functional.scaled_dot_product_attention
 
     def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if query.device.type != "meta":
             return real(query, key, value, *args, **kwargs)
         return _KeepsInputs.apply(query, key, value)
 
-    with patch("torch.nn.functional.scaled_dot_product_attention", attend):
+    functional.scaled_dot_product_attention = attend
+    try:
         yield
+    finally:
+        functional.scaled_dot_product_attention = real
 
 
 class _KeepsInputs(torch.autograd.Function):
