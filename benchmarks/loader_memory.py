@@ -2,7 +2,7 @@
 
     python -m benchmarks.loader_memory --clips 2000 --workers 2
 
-Writes that many small H.264 clips, reads them once through `GroundingStream`, `LengthAwareBatches` and worker
+Writes that many small H.264 clips, reads each once through `GroundingStream`, `LengthAwareBatches` and worker
 processes, as training does, and takes the resident memory (RSS) of the loader's processes after every batch; the mean
 over every 100 clips is compared. Ends with 1 where that leaves 5% of what it was for clips 101 to 200. Measures that
 leave shared pages out (PSS, USS) jump when another program that maps the same libraries comes or goes.
@@ -39,7 +39,7 @@ def measure(data: Path, clips: int, workers: int, batch: int = 4, every: int = 1
     """(clips read, mean bytes) over every so many clips of one pass over a dataset."""
     processor = tiny_processor(VOCABULARY)
     stream = GroundingStream({"clips": SampleStore(data)}, None, processor)
-    batches = LengthAwareBatches(stream.shape, batches=clips // batch, clips=batch)
+    batches = once(stream, clips, batch, every)
     loader = DataLoader(
         stream,
         batch_sampler=batches,
@@ -57,6 +57,11 @@ def measure(data: Path, clips: int, workers: int, batch: int = 4, every: int = 1
     return found
 
 
+def once(stream: GroundingStream, clips: int, batch: int, every: int) -> LengthAwareBatches:
+    """Every clip once: a window that the clips can be divided by leaves none of them for a later one."""
+    return LengthAwareBatches(stream.shape, batches=clips // batch, clips=batch, window=every)
+
+
 def drift(found: list[tuple[int, float]]) -> float:
     """Largest distance of a mean from that at the end of the warm-up, as a share of it."""
     means = [mean for clips, mean in found if clips >= WARM_UP]
@@ -69,6 +74,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, help="CSV of the table")
     options = parser.parse_args()
+    if options.clips < 2 * WARM_UP or options.clips % 100:
+        parser.error(f"--clips must be a multiple of 100 and at least {2 * WARM_UP}, got {options.clips}")
     with tempfile.TemporaryDirectory() as folder:
         data = write_split(folder, "train", options.clips, 0)
         found = measure(data, options.clips, options.workers)

@@ -15,6 +15,9 @@ from .readers.reading import Problem
 from .sample import GroundingSample
 from .time_base import has_time_base
 
+LONGEST_SIDE = 1 << 14  # pixels; beyond it no codec of ours goes, and a slip of the pen would fill the memory
+MOST_FRAMES = 1 << 31
+
 
 class SampleStore(Sequence[GroundingSample]):
     """The usable records of a file, by number; holds 40 bytes a record, whatever the record holds.
@@ -28,8 +31,8 @@ class SampleStore(Sequence[GroundingSample]):
     Attributes:
         problems: lines that are left out, with the reason.
         widths, heights: int32 `[n]`, pixels.
-        frames: int32 `[n]`, frames of the clip: of the segment where there is one.
-        rates: float32 `[n]`, frames a second.
+        frames: int32 `[n]`, frames of the clip: of the segment where there is one, 1 for the task referring.
+        rates: float64 `[n]`, frames a second.
 
     Raises:
         SampleError: the file cannot be read, or holds no usable record.
@@ -48,8 +51,7 @@ class SampleStore(Sequence[GroundingSample]):
                     if line.strip():
                         sample = self._checked(line, number, seen)
                         if sample is not None:
-                            start, end = sample.segment or (0, sample.frame_count)
-                            rows.append((offset, len(line), sample.width, sample.height, end - start, sample.fps))
+                            rows.append((offset, len(line), sample.width, sample.height, _frames(sample), sample.fps))
                     offset += len(line)
         except OSError as error:
             raise SampleError(f"{path} cannot be read as an annotation file: {error.strerror or error}.") from error
@@ -59,7 +61,7 @@ class SampleStore(Sequence[GroundingSample]):
         table = np.array(rows)
         self._offsets, self._lengths = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
         self.widths, self.heights, self.frames = (table[:, i].astype(np.int32) for i in (2, 3, 4))
-        self.rates = table[:, 5].astype(np.float32)
+        self.rates = table[:, 5].copy()
 
     def _checked(self, line: bytes, number: int, seen: set[str]) -> GroundingSample | None:
         reason = None
@@ -69,13 +71,19 @@ class SampleStore(Sequence[GroundingSample]):
                 reason = f"the id {sample.id!r} has come before; ids must be unique."
             elif not has_time_base(sample):
                 reason = "its size and rate are not known; `bridge-stg data convert --align` takes them from the video."
+            elif max(sample.width, sample.height) > LONGEST_SIDE:
+                reason = f"width and height must be at most {LONGEST_SIDE}, got {sample.width} x {sample.height}."
+            elif sample.frame_count >= MOST_FRAMES:
+                reason = f"frame_count must be below {MOST_FRAMES}, got {sample.frame_count}."
             else:
                 seen.add(sample.id)
                 return sample
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            reason = f"not a complete JSON object: {error}."
         except SampleError as error:
             reason = str(error)
+        except OverflowError:
+            reason = "a number in it is too large."
+        except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
+            reason = f"not a complete JSON object: {error}."
         self.problems.append(Problem(f"line {number}", reason))
         return None
 
@@ -92,7 +100,7 @@ class SampleStore(Sequence[GroundingSample]):
         line = os.pread(self._descriptor(), int(self._lengths[index]), int(self._offsets[index]))
         try:
             return GroundingSample.from_record(json.loads(line), root=self.path.parent)
-        except (json.JSONDecodeError, UnicodeDecodeError, SampleError) as error:
+        except (ValueError, OverflowError, RecursionError, SampleError) as error:
             raise SampleError(f"{self.path} has changed since it was opened: {error}") from error
 
     def _descriptor(self) -> int:
@@ -107,3 +115,11 @@ class SampleStore(Sequence[GroundingSample]):
         opened = getattr(self, "_open", None)
         if opened is not None and opened[0] == os.getpid():
             os.close(opened[1])
+
+
+def _frames(sample: GroundingSample) -> int:
+    """Frames of the clip that the sample is about."""
+    if sample.task == "referring":
+        return 1
+    start, end = sample.segment or (0, sample.frame_count)
+    return end - start

@@ -64,11 +64,14 @@ def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: boo
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     on_cpu = scale.device == "cpu" or not torch.cuda.is_available()
     options: dict[str, Any] = {}
+    accelerator: dict[str, Any] = {"even_batches": False, "split_batches": False, "dispatch_batches": False}
     if processes > 1 and on_cpu:
         options["ddp_backend"] = "gloo"
     if scale.strategy == "fsdp2":
         from accelerate.parallelism_config import ParallelismConfig
 
+        # Or every process would keep the whole model's gradients from one accumulated batch to the next.
+        accelerator["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
         options["fsdp"] = True
         options["fsdp_config"] = {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"}
         options["parallelism_config"] = ParallelismConfig(
@@ -96,7 +99,7 @@ def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: boo
         dataloader_persistent_workers=data.workers > 0,
         dataloader_drop_last=True,
         dataloader_pin_memory=not on_cpu,
-        accelerator_config={"even_batches": False, "split_batches": False, "dispatch_batches": False},
+        accelerator_config=accelerator,
         remove_unused_columns=False,
         label_names=["targets"],
         report_to=["tensorboard"] if tensorboard else [],

@@ -75,3 +75,4 @@ def checkpoint_activations(model: Any) -> None:
     """Have the layers of LLM and vision tower keep their inputs only, and compute the rest again when going back."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    model.disable_input_require_grads()  # or a frozen vision tower would go back for nothing, and keep what that takes

@@ -1,16 +1,13 @@
 """What a training run needs of a GPU's memory, worked out before there is a GPU.
 
-Parameters are counted on the real classes, and what a layer keeps for the backward pass is what its own code keeps:
-both are run on the meta device, which holds shapes and no numbers.
+Parameters are counted on the real classes, on the meta device, which holds shapes and no numbers; `activations.py`
+has what a batch needs beside them.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import inspect
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,7 @@ from ..errors import ConfigError
 from ..models import BridgeSTGConfig, BridgeSTGForVideoGrounding, BridgeSTGProcessor
 from ..models.backbones import FAMILIES
 from ..models.tiny import tiny_config, tiny_processor
-from ..modules.spatial_decoder import SpatialDecoder
+from .activations import BatchShape, activation_bytes
 from .arguments import check_scale
 from .config import TrainingConfig
 from .published import PUBLISHED
@@ -33,6 +30,9 @@ ALLOWANCE = 2 * 2**30
 
 FRAGMENTATION = 0.1
 """Of the activations, added: blocks that the allocator cannot fill. A guess, too."""
+
+DEEPSPEED_BUCKET = 500_000_000
+"""Numbers in the buffer that ZeRO reduces gradients in: the default of `reduce_bucket_size`."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,24 @@ class MemoryPlan:
 def memory_plan(config: TrainingConfig, processes: int) -> MemoryPlan:
     """The most that one of so many GPUs needs: clips of `max_frames` frames of `max_pixels`, as many as a batch takes.
 
+    DeepSpeed is taken to be ZeRO stage 2 with its default buffers, whatever `scale.deepspeed` says.
+
     Raises:
-        ConfigError: the batch does not fit the processes, or the backbone is neither a folder nor a checkpoint whose
-            architecture is known here.
+        ConfigError: the batch does not fit the processes, a field of the model or the processor is unknown or out of
+            range, or the backbone is neither a folder nor a checkpoint whose architecture is known here.
     """
     clips = check_scale(config, processes)
     model, processor = meta_model(config)
     model.train()
-    groups = -(-processor.max_frames // processor.temporal_patch_size)
+    groups = max(1, processor.max_frames // processor.temporal_patch_size)
     patches = _patches(processor)
     merged = patches // processor.merge_size**2
     tokens = groups * (merged + GROUP_TOKENS) + TEXT_TOKENS + processor.bridge_tokens
     if config.data.max_tokens is not None:
         clips = min(clips, max(1, config.data.max_tokens // tokens))
     items = _states(config, model, processes)
-    items["activations"] = int(activation_bytes(config, model, clips, groups, patches, tokens) * (1 + FRAGMENTATION))
+    batch = BatchShape(clips, groups, patches, tokens)
+    items["activations"] = int(activation_bytes(config, model, batch) * (1 + FRAGMENTATION))
     pixels = groups * patches * 3 * processor.temporal_patch_size * processor.patch_size**2
     items["batch"] = 4 * clips * pixels
     items["context, buffers (guess)"] = ALLOWANCE
@@ -103,8 +106,10 @@ def memory_plan(config: TrainingConfig, processes: int) -> MemoryPlan:
 
 def _patches(processor: BridgeSTGProcessor) -> int:
     """Patches of the largest frame."""
-    unit = processor.patch_size * processor.merge_size
-    return int(processor.max_pixels / unit**2) * processor.merge_size**2
+    area = (processor.patch_size * processor.merge_size) ** 2
+    if processor.max_pixels < area:
+        raise ConfigError(f"processor.max_pixels must be at least {area} (one token), got {processor.max_pixels}.")
+    return int(processor.max_pixels / area) * processor.merge_size**2
 
 
 # Parameters ----------------------------------------------------------------------------------------------------------
@@ -128,14 +133,34 @@ def backbone_config(name: str) -> Any:
 
 
 def meta_model(config: TrainingConfig) -> tuple[Any, BridgeSTGProcessor]:
-    """The model of a run on the meta device, with what is frozen and adapted, in its dtypes; and its processor."""
-    if config.backbone.name is None:
-        processor = tiny_processor(VOCABULARY, bridge_tokens=config.model.get("bridge_tokens", 4), **config.processor)
-        with torch.device("meta"):
-            return BridgeSTGForVideoGrounding(tiny_config(processor, **config.model)), processor
-    found = backbone_config(config.backbone.name)
-    # Flash attention and sdpa keep the same; and the package for the former need not be here.
-    found._attn_implementation = "sdpa"
+    """The model of a run on the meta device, with what is frozen and adapted, in its dtypes; and its processor.
+
+    Raises:
+        ConfigError: a field of the model or the processor is unknown or out of range, or see `backbone_config`.
+    """
+    if unknown := sorted(config.processor.keys() - set(BridgeSTGProcessor.setting_names())):
+        raise ConfigError(f"processor: {unknown[0]!r} is no setting of the processor.")
+    if unknown := sorted(config.model.keys() - set(inspect.signature(BridgeSTGConfig).parameters)):
+        raise ConfigError(f"model: {unknown[0]!r} is no setting of the model; the settings are in BridgeSTGConfig.")
+    try:
+        return _meta_tiny(config) if config.backbone.name is None else _meta_on_backbone(config)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"The model cannot be built: {str(error).splitlines()[0]}") from error
+
+
+def _meta_tiny(config: TrainingConfig) -> tuple[Any, BridgeSTGProcessor]:
+    processor = tiny_processor(VOCABULARY, bridge_tokens=config.model.get("bridge_tokens", 4), **config.processor)
+    with torch.device("meta"):
+        return BridgeSTGForVideoGrounding(tiny_config(processor, **config.model)), processor
+
+
+def _meta_on_backbone(config: TrainingConfig) -> tuple[Any, BridgeSTGProcessor]:
+    name, dtype = config.backbone.name, config.backbone.dtype
+    assert name is not None
+    found = backbone_config(name)
+    kept_in = getattr(found, "dtype", None) or torch.bfloat16 if dtype == "auto" else getattr(torch, dtype, None)
+    if not isinstance(kept_in, torch.dtype):
+        raise ConfigError(f"backbone.dtype must be auto or a dtype of torch such as bfloat16, got {dtype!r}.")
     vision = found.vision_config
     area = (vision.patch_size * vision.spatial_merge_size) ** 2
     settings = {
@@ -143,17 +168,18 @@ def meta_model(config: TrainingConfig) -> tuple[Any, BridgeSTGProcessor]:
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,
         "max_pixels": 768 * area,
+        "max_frames": inspect.signature(BridgeSTGProcessor).parameters["max_frames"].default,
     }
     processor = tiny_processor((), **(settings | dict(config.processor)))
     processor.bridge_tokens = config.model.get("bridge_tokens", 8)
-    if "max_frames" not in config.processor:
-        processor.max_frames = 64
     layers = found.text_config.num_hidden_layers
     fields = {"bridge_layers": min(6, layers), "bridge_token_id": 0, "separate_bridge_embeddings": True}
+    settled = BridgeSTGConfig(backbone_config=found, **(fields | dict(config.model)))
+    # Flash attention and sdpa keep the same; and the package for the former need not be here.
+    settled._attn_implementation = "eager" if config.backbone.attn_implementation == "eager" else "sdpa"
     with torch.device("meta"):
-        model = BridgeSTGForVideoGrounding(BridgeSTGConfig(backbone_config=found, **(fields | dict(config.model))))
-    dtype = "bfloat16" if config.backbone.dtype == "auto" else config.backbone.dtype
-    model.backbone.to(getattr(torch, dtype))
+        model = BridgeSTGForVideoGrounding(settled)
+    model.backbone.to(kept_in)
     if config.backbone.freeze or config.lora.rank > 0:
         model.backbone.requires_grad_(False)
     if config.lora.rank > 0:
@@ -161,10 +187,10 @@ def meta_model(config: TrainingConfig) -> tuple[Any, BridgeSTGProcessor]:
 
         names = "|".join(config.lora.targets)
         target = rf".*language_model\.layers\.\d+\..*\.({names})"
-        settings = peft.LoraConfig(r=config.lora.rank, target_modules=target, lora_dropout=config.lora.dropout)
-        peft.inject_adapter_in_model(settings, model.backbone)
-        for name, parameter in model.backbone.named_parameters():
-            if "lora_" in name:
+        adapters = peft.LoraConfig(r=config.lora.rank, target_modules=target, lora_dropout=config.lora.dropout)
+        peft.inject_adapter_in_model(adapters, model.backbone)
+        for parameter_name, parameter in model.backbone.named_parameters():
+            if "lora_" in parameter_name:
                 parameter.data = parameter.data.float()
     if config.scale.precision == "bfloat16":  # trained weights are kept in float32
         for parameter in model.backbone.parameters():
@@ -175,7 +201,7 @@ def meta_model(config: TrainingConfig) -> tuple[Any, BridgeSTGProcessor]:
 
 def _states(config: TrainingConfig, model: Any, processes: int) -> dict[str, int]:
     """Bytes of weights, gradients and AdamW's two moments, and of what the strategy keeps beside them."""
-    strategy = config.scale.strategy if processes > 1 else "ddp"
+    strategy = config.scale.strategy if processes > 1 or config.scale.strategy == "deepspeed" else "ddp"
     weights = sum(p.nbytes for p in model.parameters())
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     shards = processes // config.scale.replicas if strategy == "fsdp2" else 1
@@ -186,156 +212,18 @@ def _states(config: TrainingConfig, model: Any, processes: int) -> dict[str, int
         "AdamW": 2 * trained // spread,
     }
     halved = 2 if config.scale.precision == "bfloat16" else 1
-    backbone = model.backbone.model
     if strategy == "fsdp2":
-        # Two layers are gathered at a time, one in use and one to come; embeddings, head and the rest stay gathered.
+        # Two layers are gathered at a time, one in use and one to come; embeddings, head and the rest may stay. The
+        # gradients of one part are summed in float32, at most those of the head.
+        backbone = model.backbone.model
         layers = [*backbone.language_model.layers, *backbone.visual.blocks]
         sizes = [sum(p.nbytes for p in layer.parameters()) for layer in layers]
-        largest = max(sizes)
-        items["gathered weights"] = (2 * largest + weights - sum(sizes)) // halved + largest
-    elif processes > 1 and strategy == "ddp":
+        summed = max(*sizes, model.backbone.get_output_embeddings().weight.nbytes)
+        items["gathered weights"] = (2 * max(sizes) + weights - sum(sizes)) // halved + summed
+    elif strategy == "deepspeed":
+        items["ZeRO shards and buffer"] = trained // spread + 4 * DEEPSPEED_BUCKET
+    elif processes > 1:
         items["gradient buckets"] = trained
     if strategy == "ddp" and halved == 2:
         items["weights in bfloat16"] = sum(p.nbytes for p in model.backbone.parameters() if p.requires_grad) // 2
     return items
-
-
-# Activations ---------------------------------------------------------------------------------------------------------
-
-
-def activation_bytes(config: TrainingConfig, model: Any, clips: int, groups: int, patches: int, tokens: int) -> int:
-    """Bytes kept for the backward pass, and at its largest moment, of a batch of the longest clips."""
-    checkpointing = config.scale.gradient_checkpointing
-    if config.scale.precision == "bfloat16":
-        model.backbone.to(torch.bfloat16)  # how its layers compute
-        for name, parameter in model.backbone.named_parameters():
-            if "lora_" in name:
-                parameter.data = parameter.data.float()
-    dtype = model.backbone.dtype
-    text, vision = model.backbone.model.language_model, model.backbone.model.visual
-    visual_grad = any(p.requires_grad for p in vision.parameters())
-
-    states = _meta(clips, tokens, text.config.hidden_size, dtype=dtype).requires_grad_()
-    positions = _meta(3, clips, tokens, dtype=torch.long)
-    rotary = text.rotary_emb(states.detach(), positions)
-    layer = text.layers[0]
-    one = saved_bytes(model, lambda: layer(states, position_embeddings=rotary), apart_from=[states, *rotary])
-    kept = states.nbytes * (len(text.layers) + 1)  # the states of all layers, which the bridge chooses from
-    total = kept + (one if checkpointing else one * len(text.layers))
-
-    frames = clips * groups
-    pixels = _meta(frames * patches, vision.config.hidden_size, dtype=dtype).requires_grad_(visual_grad)
-    heads = vision.config.hidden_size // vision.config.num_heads
-    angles = tuple(_meta(frames * patches, heads, dtype=torch.float32) for _ in range(2))
-    ends = torch.arange(frames + 1, dtype=torch.int32) * patches
-    block = vision.blocks[0]
-    run = saved_bytes(
-        model, lambda: block(pixels, cu_seqlens=ends, position_embeddings=angles), apart_from=[pixels, *angles]
-    )
-    if visual_grad:
-        total += pixels.nbytes * len(vision.blocks) + (run if checkpointing else run * len(vision.blocks))
-        for merger in (vision.merger, *getattr(vision, "deepstack_merger_list", ())):
-            total += saved_bytes(model, partial(merger, pixels), apart_from=[pixels])
-    else:  # the working set of one block, which keeps nothing
-        total += _mlp_width(block) * pixels.shape[0] * pixels.element_size() * 3 + pixels.nbytes
-    if config.data.answer_dropout > 0 and "flash" not in (config.backbone.attn_implementation or ""):
-        total += clips * tokens**2 * dtype.itemsize  # the mask that hides answers
-    return total + _spatial(config, model, clips, groups, patches, visual_grad) + _answer(model, clips)
-
-
-def _spatial(config: TrainingConfig, model: Any, clips: int, groups: int, patches: int, visual_grad: bool) -> int:
-    """The memory of all groups, the sampled frames' share of it, and the decoder over their kept tokens."""
-    merge = model.config.backbone_config.vision_config.spatial_merge_size
-    dtype, hidden = model.backbone.dtype, model.config.backbone_config.text_config.hidden_size
-    features = model.config.memory_features
-    width = hidden if features == "merged" else model.config.backbone_config.vision_config.hidden_size
-    count = patches // merge**2 if features == "merged" else patches
-    dim, frames = model.config.decoder_dim, config.data.spatial_frames
-    raw = _meta(clips, groups, count, width, dtype=dtype).requires_grad_(visual_grad)
-    states = _meta(clips, groups, patches // merge**2, hidden, dtype=dtype).requires_grad_()
-
-    def memory() -> torch.Tensor:
-        found = model.memory_projection(model.memory_norm(raw.float()))
-        if features == "vision+lm":
-            lm = model.memory_lm_projection(model.memory_lm_norm(states.float()))
-            found = found + lm.repeat_interleave(count // lm.shape[2], dim=2)
-        return found
-
-    total = saved_bytes(model, memory, apart_from=[raw, states]) + raw.nbytes
-    sampled = clips * frames * count * dim * 4
-    queries, layers = model.config.bridge_tokens, model.config.bridge_layers
-    kept = count
-    if model.config.pruning:
-        total += 2 * sampled  # the frames' tokens, gathered, and with the embedding of their place
-        kept = math.ceil(model.config.keep * count)
-    # The decoder's own kernels do not run on the meta device; one frame of one clip is quickly run for real.
-    decoder = SpatialDecoder(dim, model.config.decoder_heads, model.config.decoder_ffn_dim, layers)
-    interactive, tokens = torch.zeros(layers, 1, queries, dim), torch.zeros(1, 1, kept, dim, requires_grad=True)
-    point = torch.full((1, 1, 2), 0.5)
-    frame = saved_bytes(decoder, lambda: decoder(interactive, tokens, torch.zeros(1, 1), reference=point))
-    return total + clips * frames * frame
-
-
-def _answer(model: Any, clips: int) -> int:
-    """Logits at the tokens of the answers, as they come and in float32, and their gradient."""
-    vocabulary = model.config.backbone_config.text_config.vocab_size
-    return clips * model.config.max_answer_tokens * vocabulary * (model.backbone.dtype.itemsize + 8)
-
-
-def _mlp_width(block: Any) -> int:
-    return max(module.out_features for module in block.modules() if isinstance(module, torch.nn.Linear))
-
-
-def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def saved_bytes(model: torch.nn.Module, run: Callable[[], Any], *, apart_from: list[torch.Tensor] | None = None) -> int:
-    """Bytes that autograd keeps for the backward pass of `run`, each storage once; not parameters, nor `apart_from`."""
-    known = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers(), *(apart_from or ()))}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in known:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _lean_attention():
-        output = run()
-        total = sum(storage.nbytes() for storage in kept.values())
-        del output
-    return total
-
-
-@contextmanager
-def _lean_attention() -> Iterator[None]:
-    """On the meta device attention would keep its matrix of scores, which the kernels of a GPU do not."""
-    functional: Any = torch.nn.functional
-    real = functional.scaled_dot_product_attention
-
-    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if query.device.type != "meta":
-            return real(query, key, value, *args, **kwargs)
-        return _KeepsInputs.apply(query, key, value)
-
-    functional.scaled_dot_product_attention = attend
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = real
-
-
-class _KeepsInputs(torch.autograd.Function):
-    """What flash attention keeps: its inputs, its output, and a number a row (Dao et al. 2022, section 3.1)."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(query)
-        ctx.save_for_backward(query, key, value, out, out.new_empty(out.shape[:-1], dtype=torch.float32))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        query, key, value, *_ = ctx.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +19,8 @@ from ..data.sample import GroundingSample
 from ..data.sample_store import SampleStore
 from ..data.time_base import align_to_video
 from ..data.video import decode_frames, probe
-from ..errors import SampleError, VideoError
+from ..errors import OutputError, SampleError, VideoError
+from ..files import ensure_writable_folder
 from ..models.processing_bridge_stg import BridgeSTGProcessor, answer_text
 from .batching import ClipShape
 
@@ -29,11 +32,12 @@ class GroundingStream(Dataset):
     """Place i of a mixture of datasets, decoded; what `collate_grounding` takes.
 
     All four tasks: a tube, an interval without boxes, a box in an image, an answer without either. What a sample does
-    not say is marked as unknown, so that the losses for it are absent. A clip is the sample's segment or the whole
-    video; times count from its start.
+    not say is marked as unknown, so that the losses for it are absent. A clip is the sample's segment, or as much of
+    the video as is annotated; times count from its start. It never has more frames than `shape` says.
 
     A sample that cannot be used (a video that is missing or broken, an event outside it, a frame size that is not that
-    of the annotation) gives its place to the next one of its dataset and frame size, and is written down once.
+    of the annotation, no label of its task) gives its place to the next one of its dataset and frame size, and is
+    written down once.
 
     Args:
         stores: datasets by name.
@@ -49,6 +53,7 @@ class GroundingStream(Dataset):
     Raises:
         SampleError: from an item: none of a hundred samples of its frame size can be used; from the constructor: the
             processor refuses a frame size.
+        OutputError: `skipped` cannot be written.
         ValueError: weights that do not fit the datasets, see `MixtureSampler`.
     """
 
@@ -75,6 +80,8 @@ class GroundingStream(Dataset):
         self.seed = seed
         self.length = length
         self.skipped = None if skipped is None else Path(skipped).absolute()
+        if self.skipped is not None:
+            ensure_writable_folder(self.skipped.parent)
         self._mixture = (
             {name: len(store) for name, store in self.stores.items()},
             None if weights is None else dict(weights),
@@ -99,11 +106,11 @@ class GroundingStream(Dataset):
 
     def _group_counts(self, store: SampleStore) -> np.ndarray:
         """int64 `[n]`, temporal patch groups of every clip."""
-        processor = self.processor
+        processor, size = self.processor, self.processor.temporal_patch_size
         seconds = (store.frames - 1) / store.rates
-        frames = np.minimum(np.floor(seconds * processor.fps + 1e-6).astype(np.int64) + 1, store.frames)
-        size = processor.temporal_patch_size
-        return -(-np.minimum(frames, processor.max_frames - processor.max_frames % size) // size)
+        wanted = np.floor(seconds * processor.fps + 1e-6) + 1  # float: with a rate near 0 it is beyond any integer
+        most = processor.max_frames - processor.max_frames % size
+        return -(-np.minimum(np.minimum(wanted, store.frames), most).astype(np.int64) // size)
 
     def __len__(self) -> int:
         return self.length
@@ -131,7 +138,7 @@ class GroundingStream(Dataset):
         for index in self._candidates(name, wanted):
             sample = self.stores[name][index]
             try:
-                return [self._item(sample, tuple(self._grids[name][index]), place)]
+                return [self._item(sample, tuple(self._grids[name][index]), int(self._groups[name][index]), place)]
             except (VideoError, SampleError) as error:
                 reason = str(error)
                 self._write_down(name, sample, reason)
@@ -151,32 +158,36 @@ class GroundingStream(Dataset):
             return
         self._known.add((name, sample.id))
         record = {"source": name, "id": sample.id, "video": sample.video, "reason": reason}
-        descriptor = os.open(self.skipped, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         try:
-            os.write(descriptor, (json.dumps(record, ensure_ascii=False) + "\n").encode())
-        finally:
-            os.close(descriptor)
+            descriptor = os.open(self.skipped, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            try:  # one write a line: processes share the file
+                os.write(descriptor, (json.dumps(record) + "\n").encode())
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise OutputError(f"{self.skipped} cannot be written: {error.strerror or error}.") from error
 
-    def _item(self, sample: GroundingSample, grid: tuple[int, ...], place: int) -> dict[str, Any]:
+    def _item(self, sample: GroundingSample, grid: tuple[int, ...], groups: int, place: int) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, 2, place])
         info = probe(sample.video)
         if self._grid(info.height, info.width) != grid:
             raise SampleError(
                 f"{sample.video} is {info.width} x {info.height} pixels, annotated as {sample.width} x {sample.height}."
             )
-        aligned = align_to_video(sample, info)
-        if sample.task == "referring" and info.frame_count > 1:  # one annotated frame of a video
-            first = min(aligned.boxes, default=0)
-            index, times, duration = np.array([first]), np.zeros(1), 0.0
+        annotated = sample.segment or (0, sample.frame_count)
+        aligned = align_to_video(replace(sample, segment=annotated), info)
+        if sample.task == "referring":
+            index, times, duration = np.array([min(aligned.boxes, default=0)]), np.zeros(1), 0.0
         else:
-            index, times, duration = clip_frames(info, aligned.segment, self.processor.fps, self.processor.max_frames)
+            most = min(self.processor.max_frames, groups * self.processor.temporal_patch_size)
+            index, times, duration = clip_frames(info, aligned.segment, self.processor.fps, most)
         item: dict[str, Any] = {
             "frames": decode_frames(info, index).numpy(),
             "times": times.tolist(),
             "sentence": sample.sentence,
             "boxes": _boxes(aligned, index),
             "interval": None,
-            "answer": sample.answer if sample.task == "qa" else None,
+            "answer": None,
             "hide_answer": bool(rng.random() < self.answer_dropout),
             "frame_index": np.full(self.spatial_frames, -1, dtype=np.int64),
         }
@@ -184,12 +195,14 @@ class GroundingStream(Dataset):
             item["frame_index"][0] = 0
             if sample.task == "qa":
                 item["boxes"][:] = np.nan
+                item["answer"] = _plain(sample)
             elif np.isnan(item["boxes"]).any():
                 raise SampleError(f"{sample.id} has no box, which task referring needs.")
             return item
         if aligned.interval is None:
             raise SampleError(f"{sample.id} has no interval, which task {sample.task} needs.")
-        begin = float(info.times[aligned.segment[0]]) if aligned.segment else 0.0
+        assert aligned.segment is not None
+        begin = float(info.times[aligned.segment[0]])
         start, end = (min(max(edge - begin, 0.0), duration) for edge in aligned.interval)
         if start >= end:
             raise SampleError(
@@ -198,7 +211,9 @@ class GroundingStream(Dataset):
             )
         inside = frames_inside(times, (start, end))
         item["interval"] = (int(inside[0]), int(inside[-1]) + 1)
-        item["answer"] = answer_text((start, end))
+        if sample.task == "temporal":
+            item["boxes"][:] = np.nan
+        item["answer"] = answer_text(_readable(start, end))
         item["frame_index"] = sample_spatial_frames(
             len(times),
             item["interval"],
@@ -215,3 +230,19 @@ def _boxes(sample: GroundingSample, index: np.ndarray) -> np.ndarray:
     unknown = (np.nan,) * 4
     boxes = np.array([sample.boxes.get(frame, unknown) for frame in index.tolist()], dtype=np.float32)
     return (boxes / np.array([sample.width, sample.height] * 2, dtype=np.float32)).clip(0, 1)
+
+
+def _plain(sample: GroundingSample) -> str:
+    """The answer of a question; like a sentence, it cannot write special tokens."""
+    text = " ".join((sample.answer or "").split())
+    if not text:
+        raise SampleError(f"{sample.id} has no answer, which task qa needs.")
+    return text.replace("<|", "< |")
+
+
+def _readable(start: float, end: float) -> tuple[float, float]:
+    """An event too short for two different times of one decimal becomes the tenth of a second that it begins in."""
+    if f"{start:.1f}" != f"{end:.1f}":
+        return start, end
+    tenth = math.floor(start * 10 + 1e-6)
+    return tenth / 10, (tenth + 1) / 10

@@ -62,6 +62,31 @@ def test_what_cannot_be_used_is_listed(path):
         assert words in problem.reason
 
 
+def test_a_referring_sample_is_one_frame_whatever_it_is_taken_from(tmp_path):
+    path = tmp_path / "a.jsonl"
+    write_samples(path, [sample(0, task="referring")])
+    assert SampleStore(path).frames.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ('"width": 1000000000000', "must be at most 16384, got 1000000000000 x 360"),
+        ('"frame_count": 3000000000', "frame_count must be below 2147483648, got 3000000000"),
+        ('"fps": 1' + "0" * 400, "a number in it is too large"),
+        ('"fps": 1' + "0" * 5000, "not a complete JSON object"),
+        ('"tier": ' + "[" * 100_000, "not a complete JSON object"),
+    ],
+)
+def test_no_line_can_stop_the_opening(path, change, reason):
+    line = path.read_text().splitlines()[0].replace('"s0"', '"odd"')
+    path.write_text(path.read_text() + line[:-1] + ", " + change + "}\n")  # the last value of a key counts
+    store = SampleStore(path)
+    assert len(store) == 5
+    assert [problem.id for problem in store.problems] == ["line 6"]
+    assert reason in store.problems[0].reason
+
+
 @pytest.mark.parametrize("content", ["", "\n", '{"id": 1}\n', None])
 def test_a_file_without_a_usable_record_is_one_sentence(tmp_path, content):
     path = tmp_path / "none.jsonl"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from accelerate.data_loader import BatchSamplerShard, SkipBatchSampler
 
 from bridge_stg.training import ClipShape, LengthAwareBatches
 
@@ -69,6 +70,17 @@ def test_the_order_is_a_function_of_the_seed():
     assert list(make()) != list(make(seed=1))
     assert list(make(batches=100)) == list(make())[:100]
     assert len(make()) == 400
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_processes_share_the_batches_and_resume_by_number(world_size):
+    batches = make(world_size=world_size, batches=60)
+    shards = [BatchSamplerShard(batches, world_size, rank, even_batches=False) for rank in range(world_size)]
+    shares = [list(shard) for shard in shards]
+    assert [len(share) for share in shares] == [60 // world_size] * world_size
+    assert [batch for one_each in zip(*shares, strict=True) for batch in one_each] == list(batches)
+    for shard, share in zip(shards, shares, strict=True):
+        assert list(SkipBatchSampler(shard, skip_batches=7)) == share[7:]
 
 
 def test_a_clip_beyond_the_bound_stands_alone():

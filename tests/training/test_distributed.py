@@ -67,11 +67,11 @@ def saved_losses(folder):
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without torch.distributed")
 @pytest.mark.parametrize(
-    ("strategy", "where", "at", "left"),
-    [("ddp", "save", "10", "checkpoint-5"), ("fsdp2", "step", "13", "checkpoint-10")],
+    ("strategy", "accumulate", "where", "at", "left"),
+    [("ddp", 1, "save", "10", "checkpoint-5"), ("fsdp2", 2, "step", "13", "checkpoint-10")],
 )
-def test_two_processes_killed_and_resumed_learn_as_one(config, single, tmp_path, strategy, where, at, left):
-    settings = [f"scale.strategy={strategy}"]
+def test_two_processes_killed_and_resumed_learn_as_one(config, single, tmp_path, strategy, accumulate, where, at, left):
+    settings = [f"scale.strategy={strategy}", f"scale.accumulate={accumulate}"]
     code, _ = start(2, config, tmp_path / "run", *settings, "--die", where, at)
     assert code != 0
     assert latest_checkpoint(tmp_path / "run").name == left

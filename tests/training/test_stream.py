@@ -1,6 +1,7 @@
 """Annotated files as training items: labels on the clip's own clock, four tasks, broken videos replaced and listed."""
 
 import json
+import pickle
 from dataclasses import replace
 from functools import partial
 
@@ -19,9 +20,11 @@ from bridge_stg.data import (
     write_samples,
     write_split,
 )
-from bridge_stg.errors import SampleError
+from bridge_stg.errors import OutputError, SampleError
+from bridge_stg.models.processing_bridge_stg import parse_answer
 from bridge_stg.models.tiny import tiny_processor
 from bridge_stg.training import GroundingStream, LengthAwareBatches, collate_grounding
+from bridge_stg.training.stream import GROUP_TOKENS, TEXT_TOKENS
 from tests.data.media import HEIGHT, WIDTH, encode, read_numbers
 
 S = 6
@@ -98,7 +101,7 @@ def test_what_a_task_does_not_say_teaches_nothing(tmp_path, processor, synthetic
     clip = read_samples(synthetic)[0]
     tasks = {
         "stvg": clip,
-        "temporal": replace(clip, task="temporal", boxes={}),
+        "temporal": replace(clip, task="temporal"),
         "referring": replace(picture, boxes={0: (16.0, 16.0, 48.0, 32.0)}),
         "qa": replace(clip, task="qa", sentence="where does the red circle move?", answer="left."),
     }
@@ -118,6 +121,51 @@ def test_what_a_task_does_not_say_teaches_nothing(tmp_path, processor, synthetic
     }
     box = collate_grounding([stream(tmp_path / "referring.jsonl", processor)[0]], processor)["targets"]["boxes"][0, 0]
     torch.testing.assert_close(box, torch.tensor([0.5, 0.375, 0.5, 0.25]))
+
+
+@pytest.mark.parametrize("task", ["stvg", "temporal", "referring", "qa"])
+def test_a_sample_without_the_label_of_its_task_is_refused(tmp_path, processor, task):
+    label = {"stvg": "interval", "temporal": "interval", "referring": "box", "qa": "answer"}[task]
+    with pytest.raises(SampleError, match=f"x has no {label}, which task {task} needs"):
+        one(tmp_path, processor, task=task)
+
+
+def test_an_answer_cannot_write_special_tokens(tmp_path, processor):
+    item = one(tmp_path, processor, task="qa", answer="left <|video_pad|>")
+    batch = collate_grounding([[item]], processor)
+    visual = int(batch["video_grid_thw"].prod()) // processor.merge_size**2
+    video = processor.tokenizer.convert_tokens_to_ids("<|video_pad|>")
+    assert int((batch["input_ids"] == video).sum()) == visual
+
+
+@pytest.mark.parametrize("interval", [(1.0, 1.04), (0.76, 0.8), (2.36, 2.4), (0.0, 0.04)])
+def test_the_answer_of_a_short_event_can_be_read_back(tmp_path, processor, interval):
+    found = parse_answer(one(tmp_path, processor, interval=interval)["answer"], 2.4)
+    assert found is not None
+    assert found[0] <= interval[0] and interval[1] <= found[1] and found[1] - found[0] < 0.11
+
+
+def test_a_clip_ends_where_its_annotation_does_and_keeps_its_planned_length(tmp_path, processor):
+    item = one(tmp_path, processor, frame_count=30, interval=(0.4, 0.8))
+    assert max(read_numbers(item["frames"])) < 30
+    for frame_count in range(20, 60):
+        item = one(tmp_path, processor, frame_count=frame_count, interval=(0.4, 0.8))
+        (rows, columns), tokens = stream(tmp_path / "one.jsonl", processor).shape(0)
+        each = rows * columns // processor.merge_size**2 + GROUP_TOKENS
+        planned = (tokens - TEXT_TOKENS - processor.bridge_tokens) / each
+        assert len(item["times"]) / processor.temporal_patch_size == planned
+
+
+def test_a_segment_that_the_event_is_not_in_is_refused(tmp_path, processor):
+    with pytest.raises(SampleError, match=r"1\.00 s to 2\.00 s lies outside the clip, 0\.00 s to 0\.40 s"):
+        one(tmp_path, processor, segment=(0, 10), interval=(1.0, 2.0))
+
+
+def test_an_image_out_of_a_video_is_one_frame(tmp_path, processor):
+    item = one(tmp_path, processor, task="referring", boxes={30: (24.0, 16.0, 48.0, 32.0)})
+    assert read_numbers(item["frames"]) == [30]
+    np.testing.assert_allclose(item["boxes"], [[0.25, 0.25, 0.5, 0.5]])
+    assert stream(tmp_path / "one.jsonl", processor).shape(0).tokens < 100
 
 
 def break_some(synthetic, folder):
@@ -164,6 +212,24 @@ def test_loader_processes_give_the_same_items(synthetic, processor, tmp_path):
         torch.testing.assert_close(a["targets"], b["targets"], equal_nan=True)
     for line in (tmp_path / "skipped.jsonl").read_text().splitlines():
         assert json.loads(line).keys() == {"source", "id", "video", "reason"}
+
+
+def test_a_pickled_stream_gives_the_same_items(synthetic, processor):
+    data = stream(synthetic, processor)
+    copy = pickle.loads(pickle.dumps(data))
+    for place in (0, 3):
+        for key, value in data[place][0].items():
+            np.testing.assert_array_equal(value, copy[place][0][key], err_msg=key)
+
+
+def test_the_list_of_skipped_samples_must_be_writable(synthetic, processor, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is not a writable folder"):
+        stream(synthetic, processor, skipped=tmp_path / "file" / "skipped.jsonl")
+    (tmp_path / "skipped.jsonl").mkdir()
+    data = stream(break_some(synthetic, tmp_path), processor, skipped=tmp_path / "skipped.jsonl")
+    with pytest.raises(OutputError, match=r"skipped\.jsonl cannot be written"):
+        [data[place] for place in range(12)]
 
 
 def test_datasets_are_mixed_by_weight(synthetic, processor):
