@@ -73,6 +73,9 @@ def ground(
     spatial_fps: Annotated[
         float | None, typer.Option(min=0.01, help="Localise at most this many frames a second, interpolate the rest.")
     ] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Records of --manifest grounded at once; all their frames are in memory.")
+    ] = 1,
 ) -> None:
     """Find [bold]when[/] and [bold]where[/] SENTENCE happens in VIDEO."""
     if manifest is not None:
@@ -80,7 +83,7 @@ def ground(
             raise typer.BadParameter(
                 "it takes no VIDEO and SENTENCE, and needs --out FILE.jsonl.", param_hint="--manifest"
             )
-        _ground_manifest(manifest, out, model, spatial_fps, as_json)
+        _ground_manifest(manifest, out, model, spatial_fps, batch_size, as_json)
         return
     if video is None or sentence is None:
         raise typer.BadParameter("both are needed, unless there is a --manifest.", param_hint="VIDEO SENTENCE")
@@ -114,7 +117,9 @@ def ground(
         )
 
 
-def _ground_manifest(manifest: Path, out: Path, model: str | None, spatial_fps: float | None, as_json: bool) -> None:
+def _ground_manifest(
+    manifest: Path, out: Path, model: str | None, spatial_fps: float | None, batch_size: int, as_json: bool
+) -> None:
     from .manifest import ground_manifest, read_manifest
     from .models import load_model
     from .parts import processes
@@ -125,9 +130,10 @@ def _ground_manifest(manifest: Path, out: Path, model: str | None, spatial_fps: 
     with progress_bar() as bar:
         task = bar.add_task("grounding", total=None)
         summary = ground_manifest(
-            partial(network.ground, spatial_fps=spatial_fps),
+            partial(network.ground_batch, spatial_fps=spatial_fps),
             manifest,
             out,
+            batch_size=batch_size,
             rank=rank,
             world_size=world_size,
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -60,7 +60,7 @@ def evaluate(
     switches = read_settings(settings)
     report = _ground_and_score(data, split, limit, model, switches, batch_size, predictions, protocol, floors)
     if report is None:
-        stderr.print("The other processes are not done yet; the last one scores.")
+        stderr.print("This process is done; the last one scores.")
         return
     for failure in report["failed"]:
         stderr.print(f"{failure['id']}: {failure['reason']}", highlight=False, soft_wrap=True, markup=False)
@@ -78,17 +78,25 @@ def _ground_and_score(
     protocol: str,
     floors: bool,
 ) -> dict[str, Any] | None:
-    """The report, with `missing` and `failed`; None while other processes have not done their share."""
+    """The report, with `missing` and `failed`; None where another process makes it."""
     from .evaluation import PROTOCOLS, ConstantFloor, random_floor
     from .evaluation import evaluate as score
-    from .inference import Failure, find_samples, fingerprint, ground_dataset, ground_samples
+    from .inference import (
+        Failure,
+        find_samples,
+        ground_dataset,
+        ground_samples,
+        model_fingerprint,
+        samples_fingerprint,
+    )
     from .models import load_model
     from .models.loading import shipped_model
 
     rank, world_size = processes()
     if world_size > 1 and out is None:
         raise ConfigError(f"{world_size} processes share an evaluation through a file: name it with --predictions.")
-    samples = find_samples(data, split)[:limit]
+    everything = find_samples(data, split)
+    samples = everything[:limit]
     network = load_model(model, settings)
     with progress_bar() as bar:
         task = bar.add_task("grounding", total=len(samples))
@@ -104,7 +112,11 @@ def _ground_and_score(
                 network,
                 samples,
                 out,
-                made_with={"model": fingerprint(folder), "settings": settings},
+                made_with={
+                    "model": model_fingerprint(folder),
+                    "settings": settings,
+                    "data": samples_fingerprint(everything),  # not of the first alone: --limit may grow
+                },
                 batch_size=batch_size,
                 rank=rank,
                 world_size=world_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,8 @@ from .data.video import VideoInfo, decode_frames, probe
 from .errors import SampleError, VideoError
 from .evaluation import Prediction
 from .models import BridgeSTGForVideoGrounding, BridgeSTGProcessor
-from .models.grounding import ClipPrediction, source_tube
-from .parts import Parts, Progress, agree
+from .models.grounding import ClipPrediction, check_shape, source_tube
+from .parts import Parts, Progress
 
 
 @dataclass(frozen=True)
@@ -82,9 +83,7 @@ def ground_samples(
     Raises:
         SampleError: a sample has no interval to be scored against.
     """
-    for sample in samples:
-        if sample.interval is None:
-            raise SampleError(f"{sample.id} has no interval: only samples with one can be scored.")
+    _check_scorable(samples)
     for start in range(0, len(samples), batch_size):
         loaded = [_load(model.processor, sample) for sample in samples[start : start + batch_size]]
         predictions = iter(_predict(model, [clip for clip in loaded if isinstance(clip, _Clip)]))
@@ -105,54 +104,85 @@ def ground_dataset(
     """`ground_samples` of this process's share, written down as it goes; run again to go on.
 
     The predictions end up in `out`, what could not be grounded in `out` with `.failed` behind it, what made them in
-    `out` with `.run` behind it. Any number of processes may go on with what any other number left.
+    `out` with `.run` behind it. Any number of processes may go on with what any other number left; with the same
+    batch size the files are those of a run that nothing interrupts. A failure is a result, and not tried again before
+    `.failed` is removed.
+
+    An output is never replaced by one made with something else: whether it is finished or begun, such a run is refused
+    until `out` and its parts are removed.
 
     Args:
-        made_with: what a prediction depends on, such as the model; a run with something else is refused.
-        rank, world_size: this process grounds the samples whose place modulo `world_size` is `rank`.
+        made_with: what a prediction depends on: model, settings, samples.
+        rank, world_size: this process grounds the batches whose place modulo `world_size` is `rank`.
+        progress: called with (samples of this process done, all of this process).
 
     Returns:
-        all results in the order of `samples`; None while those of other processes are missing.
+        all results in the order of `samples`, to one process: one that finds them complete after its own work, or
+        rank 0 where nothing was left to do. None to the others, and while some are missing.
 
     Raises:
         SampleError: a sample has no interval to be scored against, or `out` holds predictions for other samples.
         OutputError: `out` cannot be written, or was made with something else.
     """
-    path = Path(out)
+    _check_scorable(samples)
+    out = Path(out)
     by_id = {sample.id: sample for sample in samples}
-    failed = path.with_name(f"{path.name}.failed")
-    with Parts(path, list(by_id), rank=rank, world_size=world_size, split={"error": failed}) as parts:
-        agree(path.with_name(f"{path.name}.run"), path, made_with)
-        done = parts.done()
-        left = [by_id[name] for name in parts.mine if name not in done]
-        before = len(parts.mine) - len(left)
-        for count, found in enumerate(ground_samples(model, left, batch_size=batch_size), start=1):
-            parts.append(found.to_record())
-            if progress is not None:
-                progress(before + count, len(parts.mine))
-        records = parts.merge()
-    if records is None:
-        return None
-    return [
-        Failure(name, record["error"]) if "error" in record else Prediction.from_record(record)
-        for name, record in records.items()
-    ]
+
+    def make(names: list[str]) -> Iterator[dict[str, Any]]:
+        for found in ground_samples(model, [by_id[name] for name in names], batch_size=batch_size):
+            yield found.to_record()
+
+    with Parts(
+        out,
+        list(by_id),
+        rank=rank,
+        world_size=world_size,
+        batch_size=batch_size,
+        split={"error": out.with_name(f"{out.name}.failed")},
+        made_with=made_with,
+    ) as parts:
+        if not parts.work(make, progress):
+            return None
+        return [
+            Failure(record["id"], record["error"]) if "error" in record else Prediction.from_record(record)
+            for record in parts.results()
+        ]
 
 
-def fingerprint(folder: str | os.PathLike[str]) -> str:
-    """Sixteen hex digits of a model folder: its configuration and a sample of its weights."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*.json")) + sorted(Path(folder).glob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
+def model_fingerprint(folder: str | os.PathLike[str]) -> str:
+    """Sixteen hex digits of a model folder: its configurations, and the first and last bytes of every tensor."""
+    folder, digest = Path(folder), hashlib.sha256()
+    for path in sorted(path for pattern in _CONFIGURATIONS for path in folder.glob(pattern)):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
         with open(path, "rb") as file:
-            for place in range(_SAMPLED_BLOCKS):
-                file.seek(place * size // _SAMPLED_BLOCKS)
-                digest.update(file.read(_BLOCK))
+            header = file.read(int.from_bytes(file.read(8), "little"))
+            digest.update(path.name.encode() + header)
+            begin = file.tell()
+            tensors = json.loads(header)
+            for first, last in sorted(entry["data_offsets"] for name, entry in tensors.items() if name[:2] != "__"):
+                for place in (first, max(first, last - _BLOCK)):
+                    file.seek(begin + place)
+                    digest.update(file.read(min(_BLOCK, last - first)))
     return digest.hexdigest()[:16]
 
 
-_SAMPLED_BLOCKS, _BLOCK = 64, 4096
+_CONFIGURATIONS, _BLOCK = ("*config.json", "*adapter.json", "tokenizer.json"), 4096
+
+
+def samples_fingerprint(samples: Sequence[GroundingSample]) -> str:
+    """Sixteen hex digits of what predictions depend on in samples: not where the videos lie, and no true boxes."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        record = replace(sample, boxes={}).to_record() | {"video": ""}
+        digest.update(json.dumps(record, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
+def _check_scorable(samples: Sequence[GroundingSample]) -> None:
+    for sample in samples:
+        if sample.interval is None:
+            raise SampleError(f"{sample.id} has no interval: only samples with one can be scored.")
 
 
 @dataclass(frozen=True)
@@ -178,7 +208,7 @@ class _Clip:
 
 def _load(processor: BridgeSTGProcessor, sample: GroundingSample) -> _Clip | Failure:
     try:
-        info = probe(sample.video)
+        info = check_shape(probe(sample.video))
         segment = align_to_video(replace(sample, boxes={}), info).segment
         index, times, duration = clip_frames(info, segment, processor.fps, processor.max_frames)
         begin = float(info.times[segment[0]]) if segment else 0.0

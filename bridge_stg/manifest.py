@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import SampleError, VideoError
+from .errors import OutputError, SampleError, VideoError
 from .models import GroundingResult
 from .parts import Parts, Progress
 
-Ground = Callable[[str, str], GroundingResult]
+GroundBatch = Callable[[Sequence[str], Sequence[str]], Sequence[GroundingResult]]
+"""(videos, sentences) -> results."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[ManifestRecord]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # others break lines at signs that a sentence may hold
     except (OSError, UnicodeDecodeError) as error:
         raise SampleError(f"{path} cannot be read as a manifest: {error}.") from error
     records: dict[str, ManifestRecord] = {}
@@ -81,10 +82,11 @@ def read_manifest(path: str | os.PathLike[str]) -> list[ManifestRecord]:
 
 
 def ground_manifest(
-    ground: Ground,
+    ground: GroundBatch,
     manifest: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
+    batch_size: int = 1,
     rank: int = 0,
     world_size: int = 1,
     progress: Progress | None = None,
@@ -95,30 +97,36 @@ def ground_manifest(
     where the video or the sentence cannot be used. An error of the program itself is not caught.
 
     Args:
-        ground: (video, sentence) -> result, such as `model.ground`.
-        rank, world_size: this process takes the records whose place modulo `world_size` is `rank`.
+        ground: such as `model.ground_batch`.
+        batch_size: consecutive records given to `ground` at once; all their frames are in memory.
+        rank, world_size: this process takes the batches whose place modulo `world_size` is `rank`.
         progress: called with (records of this process done, all of this process).
 
     Raises:
         SampleError: the manifest cannot be used, or the parts hold ids that it does not have.
-        OutputError: the output cannot be written.
+        OutputError: the output cannot be written, or is the manifest.
     """
     records = {record.id: record for record in read_manifest(manifest)}
-    with Parts(out, list(records), rank=rank, world_size=world_size) as parts:
-        done = parts.done()
-        for count, name in enumerate(parts.mine):
-            if name not in done:
-                parts.append(_answer(ground, records[name]))
-            if progress is not None:
-                progress(count + 1, len(parts.mine))
-        merged = parts.merge()
-        found = merged or {name: json.loads(line) for name, line in parts.done().items()}
-    failed = {name: found[name]["error"] for name in records if "error" in found.get(name, {})}
-    return ManifestSummary(len(records), len(found) - len(failed), failed, merged is not None)
+    if os.path.exists(out) and os.path.samefile(manifest, out):
+        raise OutputError(f"{out} is the manifest itself; name another file for the results.")
+    with Parts(out, list(records), rank=rank, world_size=world_size, batch_size=batch_size) as parts:
+        merged = parts.work(lambda names: _answers(ground, [records[name] for name in names]), progress)
+        done, failed = 0, {}
+        for record in parts.results():
+            done += 1
+            if "error" in record:
+                failed[record["id"]] = record["error"]
+    return ManifestSummary(len(records), done - len(failed), failed, merged)
 
 
-def _answer(ground: Ground, record: ManifestRecord) -> dict[str, Any]:
+def _answers(ground: GroundBatch, records: Sequence[ManifestRecord]) -> list[dict[str, Any]]:
+    """One for each record; a batch with a record that cannot be used is halved until that one is alone."""
     try:
-        return {"id": record.id, **ground(record.video, record.sentence).to_dict()}
+        results = ground([record.video for record in records], [record.sentence for record in records])
     except (VideoError, SampleError) as error:
-        return {"id": record.id, "video": record.video, "sentence": record.sentence, "error": str(error)}
+        if len(records) == 1:
+            (record,) = records
+            return [{"id": record.id, "video": record.video, "sentence": record.sentence, "error": str(error)}]
+        middle = len(records) // 2
+        return [*_answers(ground, records[:middle]), *_answers(ground, records[middle:])]
+    return [{"id": record.id, **result.to_dict()} for record, result in zip(records, results, strict=True)]

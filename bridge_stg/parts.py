@@ -2,34 +2,45 @@
 
 Every process appends its results to a part of its own in a folder beside the output. A result counts as done when its
 line stands whole in any part, whoever wrote it; the process that finds all of them done merges the parts into the
-output in the order of the list.
+output in the order of the list. What is not finished, and what an interruption leaves, is all in that folder.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO, NamedTuple, Self
 
 from .errors import OutputError, SampleError
-from .files import atomic_path, ensure_writable_folder, write_text
+
+Progress = Callable[[int, int], None]
+"""Called with (results of this process done, all of this process)."""
 
 
 class Parts:
     """The results of a list of ids, on their way into `out`. A context manager: it closes the part of this process.
 
+    Processes may begin, end, be killed and merge at the same time; nothing is lost or doubled by it. Where two have
+    made the same result, the first found is kept.
+
     Args:
         out: where the results go when all are there; the parts are in `out` with `.parts` behind it.
         ids: of all results, in order, without doubles.
-        rank, world_size: this process does the ids whose place modulo `world_size` is `rank`. A later run may have
+        rank, world_size: this process does the batches whose place modulo `world_size` is `rank`. A later run may have
             other numbers.
-        split: which file a finished line goes to, None meaning `out`; the others are made where they have a line.
+        batch_size: consecutive ids that are made together. The batches are those of the list, so that no result
+            depends on who makes it or on what was interrupted.
+        split: key to file: a result that has the key goes there and not to `out`. A file is there if it has a line.
+        made_with: what all results have to be made with; remembered beside them, for `out` in a file with `.run`
+            behind it. None remembers nothing and asks for nothing.
 
     Raises:
-        OutputError: the output cannot be written.
+        OutputError: the output cannot be written, or there are results made with something else.
     """
 
     def __init__(
@@ -39,102 +50,247 @@ class Parts:
         *,
         rank: int = 0,
         world_size: int = 1,
+        batch_size: int = 1,
         split: Mapping[str, Path] | None = None,
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
         self.out = Path(out)
-        self.folder = ensure_writable_folder(self.out.with_name(f"{self.out.name}.parts"))
+        self.folder = self.out.with_name(f"{self.out.name}.parts")
         self.ids = list(ids)
-        self.mine = self.ids[rank::world_size]
+        self.rank = rank
+        self.batches = [self.ids[i : i + batch_size] for i in range(0, len(self.ids), batch_size)][rank::world_size]
         self.split = dict(split or {})
+        self.made_with = made_with
         self._path = self.folder / f"{rank}-of-{world_size}.jsonl"
-        self._file: BinaryIO | None = None
+        self._part: BinaryIO | None = None
+        self._ended_it = False
+        if made_with is not None:
+            self._agree(made_with)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        if self._part is not None:
+            self._part.close()
+            self._part = None
 
-    def done(self) -> dict[str, str]:
-        """Line of every id that is done; the first found of an id is kept.
+    def work(self, make: Callable[[list[str]], Iterable[Mapping[str, Any]]], progress: Progress | None = None) -> bool:
+        """Make what is missing of this process's share, and merge where nothing is missing of all.
+
+        Args:
+            make: the results of a batch of ids, each with its `id`; a batch that is done in part is made again whole.
+            progress: told after every batch.
+
+        Returns:
+            whether all results are in the output. With `made_with`, one of several processes is told so: one that finds
+            them complete after its own work, or rank 0 where nothing was left to do.
 
         Raises:
-            SampleError: there are results that are not of this list.
+            SampleError, OutputError: see `done` and `merge`.
         """
-        lines: dict[str, str] = {}
-        for path in (self.out, *self.split.values(), *sorted(self.folder.glob("*.jsonl"))):
-            for name, line in _whole_lines(path):
-                lines.setdefault(name, line)
-        if foreign := sorted(lines.keys() - set(self.ids)):
-            raise SampleError(
-                f"{self.out} or its parts hold {foreign[0]!r}, which is not asked for: they belong to another list."
-            )
-        return lines
+        before = self.done()
+        if before.issuperset(self.ids):
+            return (self.made_with is None or self.rank == 0) and self.merge()
+        self._open_part()  # an output that cannot be written must not wait for the first result
+        if self.made_with is not None:
+            self._begin(self.made_with)
+        count, total = 0, sum(map(len, self.batches))
+        for batch in self.batches:
+            if not before.issuperset(batch):
+                for record in make(batch):
+                    if record["id"] not in before:
+                        self.append(record)
+            count += len(batch)
+            if progress is not None:
+                progress(count, total)
+        return self.merge() and (self.made_with is None or self._ended_it)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Write down one result; the rest of a line that an interruption cut off is dropped."""
-        if self._file is None:
-            self._file = open(self._path, "ab+")  # noqa: SIM115 - closed by __exit__
-            self._file.seek(0)
-            self._file.truncate(self._file.read().rfind(b"\n") + 1)
-        self._file.write(json.dumps(record).encode() + b"\n")
-        self._file.flush()
+        """Write down one result; it outlives this process once this returns.
 
-    def merge(self) -> dict[str, dict[str, Any]] | None:
-        """All results by id, in order, now in the output and no longer in parts; None while some are missing.
+        Raises:
+            OutputError: it cannot be written.
+        """
+        part = self._open_part()
+        line = memoryview(json.dumps(record).encode() + b"\n")
+        try:
+            while line:
+                line = line[part.write(line) :]
+        except OSError as error:
+            raise _unwritable(self._path, error) from error
+
+    def done(self) -> set[str]:
+        """Ids of the results that are there.
+
+        Raises:
+            SampleError: there are results that are not of this list, or the output holds something else.
+        """
+        with self._lines() as lines:
+            return set(lines)
+
+    def results(self) -> Iterator[dict[str, Any]]:
+        """The results that are there, in the order of the list, read one at a time.
+
+        Raises:
+            SampleError: see `done`.
+        """
+        with self._lines() as lines:
+            for name in self.ids:
+                if name in lines:
+                    yield json.loads(lines[name].read())
+
+    def merge(self) -> bool:
+        """Move all results from the parts to the output; False while some are missing.
 
         Raises:
             SampleError: see `done`.
             OutputError: the output cannot be written.
         """
-        lines = self.done()
-        if len(lines) < len(self.ids):
-            return None
-        records = {name: json.loads(lines[name]) for name in self.ids}
-        targets: dict[Path, list[str]] = {path: [] for path in self.split.values()}
-        targets[self.out] = []  # last: whoever finds it finds the others
-        for name, record in records.items():
-            kind = next((key for key in self.split if key in record), None)
-            targets[self.out if kind is None else self.split[kind]].append(lines[name] + "\n")
-        for path, found in targets.items():
-            if found or path == self.out:
-                with atomic_path(path) as temporary:
-                    temporary.write_text("".join(found), encoding="utf-8")
-        for path in self.folder.glob("*.jsonl"):
+        with self._lines() as lines:
+            if len(lines) < len(self.ids):
+                return False
+            # The output last: whoever finds it finds the others.
+            if self.made_with is not None:
+                record = _to_line(self.made_with)
+                self._write(self._record, lambda: [record])
+            for kind, path in [*self.split.items(), (None, self.out)]:
+                found = [line for name in self.ids if (line := lines[name]).kind == kind]
+                if found or kind is None:
+                    self._write(path, partial(map, _Line.read, found))
+                else:
+                    path.unlink(missing_ok=True)
+        for path in [*self._files(".jsonl"), *self._files(".writing")]:
             path.unlink(missing_ok=True)
-        with suppress(OSError):  # another process may be merging the same lines
+        with suppress(FileNotFoundError):
+            self._started.unlink()
+            self._ended_it = True  # of those that merge at the same time, one gets here
+        with suppress(OSError):
             self.folder.rmdir()
-        return records
+        return True
+
+    @property
+    def _record(self) -> Path:
+        return self.out.with_name(f"{self.out.name}.run")
+
+    @property
+    def _started(self) -> Path:
+        return self.folder / "made-with.json"
+
+    def _agree(self, facts: Mapping[str, Any]) -> None:
+        """Remember what the results are made with, or see that it is what they were made with before."""
+        begun = self.out.exists() or self._files(".jsonl") != []
+        # Read after that, and in this order: a record is there before its first result, and a merge takes the first
+        # one away after it has written the second. A second one without an output is of an output since removed.
+        found = _read_record(self._started)
+        if found is None and self.out.exists():
+            found = _read_record(self._record)
+        again = f"name another file, or remove {self.out} and {self.folder} to begin again"
+        if found is None and begun:
+            raise OutputError(f"{self.out} holds results, and nothing says what made them; {again}.")
+        if found is not None and (key := next((key for key in facts if found.get(key) != facts[key]), None)):
+            old, new = json.dumps(found.get(key)), json.dumps(facts[key])
+            raise OutputError(f"{self.out} is made with {key} {old}, not {new}; {again}.")
+        if not self.out.exists():
+            self._begin(facts)
+
+    def _begin(self, facts: Mapping[str, Any]) -> None:
+        self._write(self._started, lambda: [_to_line(facts)])
+
+    def _open_part(self) -> BinaryIO:
+        while self._part is None:
+            try:
+                self._make_folder()
+                part = open(self._path, "ab+", buffering=0)  # noqa: SIM115 - closed by __exit__
+                if part.seek(0, os.SEEK_END):
+                    part.seek(-1, os.SEEK_END)
+                    if part.read(1) != b"\n":
+                        part.write(b"\n")  # an interruption cut the line before
+                self._part = part
+            except FileNotFoundError:
+                continue  # a merge has just taken the folder away
+            except OSError as error:
+                raise _unwritable(self._path, error) from error
+        return self._part
+
+    def _files(self, suffix: str) -> list[Path]:
+        """Those in the folder of the parts, in order. `glob` would not bear that a merge takes the folder away."""
+        try:
+            return sorted(self.folder / name for name in os.listdir(self.folder) if name.endswith(suffix))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _make_folder(self) -> None:
+        """If a merge takes it away again, opening a file in it says so; `exist_ok` would take that for a file."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            self.folder.mkdir()
+
+    def _write(self, path: Path, lines: Callable[[], Iterable[bytes]]) -> None:
+        """A whole file or none. It grows in the folder of the parts, so that nothing is left elsewhere."""
+        temporary = self.folder / f"{path.name}.{secrets.token_hex(4)}.writing"
+        while True:
+            try:
+                self._make_folder()
+                with open(temporary, "wb") as file:
+                    file.writelines(lines())
+                os.replace(temporary, path)
+                return
+            except FileNotFoundError:
+                continue  # a merge has just taken the folder, or the file, away
+            except OSError as error:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise _unwritable(path, error) from error
+
+    @contextmanager
+    def _lines(self) -> Iterator[dict[str, _Line]]:
+        """Where the result of every id that is done stands; the files stay open, so that none can vanish."""
+        found: dict[str, _Line] = {}
+        with ExitStack() as files:
+            # The output after the parts: what a merge takes away in between is in the output by then.
+            for path in self._files(".jsonl"):
+                for name, line in self._read(path, files, whole=False):
+                    found.setdefault(name, line)
+            if self.out.exists():
+                for path in (*self.split.values(), self.out):
+                    found.update(self._read(path, files, whole=True))
+            if foreign := sorted(found.keys() - set(self.ids)):
+                raise SampleError(
+                    f"{self.out} or its parts hold {foreign[0]!r}, which is not asked for: they belong to another list."
+                )
+            yield found
+
+    def _read(self, path: Path, files: ExitStack, *, whole: bool) -> Iterator[tuple[str, _Line]]:
+        """The results in a file. A part may hold what an interruption cut off, or be gone; an output may not."""
+        try:
+            file = files.enter_context(open(path, "rb"))  # noqa: SIM115 - closed by `files`
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise OutputError(f"{path} cannot be read: {error.strerror}.") from error
+        start = 0
+        for number, text in enumerate(file, 1):
+            record = _parse(text)
+            if record is not None:
+                kind = next((key for key in self.split if key in record), None)
+                yield record["id"], _Line(file, start, len(text), kind)
+            elif whole and text.strip():
+                raise SampleError(f"{path}:{number} is no JSON object with an id; it holds other things than results.")
+            start += len(text)
 
 
-def agree(path: Path, out: Path, facts: Mapping[str, Any]) -> None:
-    """Write down what the results in `out` are made with, or see that it is what they were made with before.
+class _Line(NamedTuple):
+    """Where a result stands, and the key that sends it to a file of its own."""
 
-    Raises:
-        OutputError: there are results already, made with something else or nobody knows with what.
-    """
-    text = json.dumps(facts, sort_keys=True) + "\n"
-    if path.is_file():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if other := next((key for key in facts if found.get(key) != facts[key]), None):
-            raise OutputError(
-                f"{out} holds results of another {other} ({found.get(other)}, not {facts[other]}); name another file."
-            )
-    elif out.exists():
-        raise OutputError(f"{out} exists, and no {path.name} says what made it; name another file.")
-    else:
-        write_text(path, text)
+    file: BinaryIO
+    start: int
+    length: int
+    kind: str | None
 
-
-def _whole_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(id, line) of the whole lines of a part or an output; a part that another process has merged away is empty."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return
-    for line in text[: text.rfind(b"\n") + 1].decode().splitlines():
-        yield json.loads(line)["id"], line
+    def read(self) -> bytes:
+        self.file.seek(self.start)
+        return self.file.read(self.length).rstrip() + b"\n"
 
 
 def processes() -> tuple[int, int]:
@@ -142,5 +298,26 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
-Progress = Callable[[int, int], None]
-"""Called with (results of this process done, all of this process)."""
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """A result, or None. The beginning of a JSON object is none, so that a line cut off cannot pass for a whole one."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("id"), str) else None
+
+
+def _read_record(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _to_line(facts: Mapping[str, Any]) -> bytes:
+    return json.dumps(facts, sort_keys=True).encode() + b"\n"
+
+
+def _unwritable(path: Path, error: OSError) -> OutputError:
+    return OutputError(f"{path} cannot be written: {error.strerror or error}.")

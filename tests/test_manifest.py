@@ -9,13 +9,17 @@ import time
 
 import pytest
 
-from bridge_stg.errors import SampleError, VideoError
+from bridge_stg.errors import OutputError, SampleError, VideoError
 from bridge_stg.manifest import ground_manifest, read_manifest
 from bridge_stg.models import GroundingResult
 from bridge_stg.models.result import TubeEntry
 
 
-def answer(video, sentence):
+def answer(videos, sentences):
+    return [answer_one(*each) for each in zip(videos, sentences, strict=True)]
+
+
+def answer_one(video, sentence):
     if os.path.basename(video).startswith("broken"):
         raise VideoError(f"{video} cannot be decoded.")
     return GroundingResult(
@@ -61,11 +65,11 @@ def test_broken_videos_are_listed_and_the_rest_is_grounded(manifest, tmp_path):
 def test_a_program_error_is_not_swallowed_and_nothing_done_is_done_again(manifest, tmp_path):
     out, seen = tmp_path / "out.jsonl", []
 
-    def fails_at_40(video, sentence):
+    def fails_at_40(videos, sentences):
         if len(seen) == 40:
             raise ZeroDivisionError
-        seen.append(video)
-        return answer(video, sentence)
+        seen.extend(videos)
+        return answer(videos, sentences)
 
     with pytest.raises(ZeroDivisionError):
         ground_manifest(fails_at_40, manifest, out)
@@ -73,7 +77,7 @@ def test_a_program_error_is_not_swallowed_and_nothing_done_is_done_again(manifes
     part = next(out.with_name("out.jsonl.parts").glob("*.jsonl"))
     part.write_bytes(part.read_bytes()[:-30])  # as if the last line was being written
     again = []
-    ground_manifest(lambda v, s: again.append(v) or answer(v, s), manifest, out)
+    ground_manifest(lambda v, s: again.extend(v) or answer(v, s), manifest, out)
     assert len(again) == 61 and set(again).isdisjoint(seen[:-1]) and seen[-1] in again
     assert len(lines(out)) == 100
 
@@ -81,9 +85,9 @@ def test_a_program_error_is_not_swallowed_and_nothing_done_is_done_again(manifes
 def test_shards_share_the_work_and_the_last_one_merges(manifest, tmp_path):
     out, calls = tmp_path / "out.jsonl", []
 
-    def counting(video, sentence):
-        calls.append(video)
-        return answer(video, sentence)
+    def counting(videos, sentences):
+        calls.extend(videos)
+        return answer(videos, sentences)
 
     first = ground_manifest(counting, manifest, out, rank=1, world_size=3)
     assert not first.merged and not out.exists() and len(calls) == 33
@@ -127,6 +131,38 @@ def test_mistakes_in_a_manifest(tmp_path, text, message):
     (tmp_path / "in.jsonl").write_text(text)
     with pytest.raises(SampleError, match=message):
         read_manifest(tmp_path / "in.jsonl")
+
+
+@pytest.mark.parametrize("size", [2, 7, 16, 1000])
+def test_a_broken_video_costs_its_batch_nothing(manifest, tmp_path, size):
+    one, many, together = tmp_path / "one.jsonl", tmp_path / "many.jsonl", []
+    ground_manifest(answer, manifest, one)
+
+    def counting(videos, sentences):
+        results = answer(videos, sentences)
+        together.append(len(videos))
+        return results
+
+    summary = ground_manifest(counting, manifest, many, batch_size=size)
+    assert (summary.grounded, len(summary.failed)) == (95, 5)
+    assert many.read_bytes() == one.read_bytes()
+    # Halving leaves a broken one at most one batch of every size below.
+    assert max(together) <= size and len(together) <= -(-100 // size) + 5 * size.bit_length()
+
+
+def test_a_sentence_may_hold_any_sign(tmp_path):
+    sentence = "a\u2028b\x85c"
+    record = {"id": "\u2028", "video": "v.mp4", "sentence": sentence}
+    (tmp_path / "in.jsonl").write_bytes(json.dumps(record, ensure_ascii=False).encode() + b"\r\n")
+    assert ground_manifest(answer, tmp_path / "in.jsonl", tmp_path / "out.jsonl").grounded == 1
+    assert json.loads((tmp_path / "out.jsonl").read_text())["sentence"] == sentence
+
+
+def test_the_manifest_is_not_taken_for_its_output(manifest):
+    before = manifest.read_bytes()
+    with pytest.raises(OutputError, match=r"in\.jsonl is the manifest itself; name another file"):
+        ground_manifest(answer, manifest, manifest.parent / "." / "in.jsonl")
+    assert manifest.read_bytes() == before
 
 
 def test_an_output_of_another_manifest_is_not_mixed_in(manifest, tmp_path):

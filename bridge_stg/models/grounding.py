@@ -12,7 +12,7 @@ import torch
 
 from ..data.frame_sampling import frames_inside, uniform_frame_index
 from ..data.video import VideoInfo, decode_frames, probe
-from ..errors import SampleError
+from ..errors import SampleError, VideoError
 from ..modules.semantic_bridge import BridgeQueries
 from .decoding import CachedDecoding, SpatialPass, encode_clips
 from .processing_bridge_stg import BridgeSTGProcessor, parse_answer
@@ -45,6 +45,23 @@ class ClipPrediction:
     grid: tuple[int, int] = (0, 0)
     oracle_frames: np.ndarray | None = None
     oracle_boxes: np.ndarray | None = None
+
+
+def check_shape(info: VideoInfo) -> VideoInfo:
+    """`info`, if a vision tower can take frames of its shape.
+
+    Raises:
+        VideoError: one side is more than 200 times the other, the bound of Qwen's image processors.
+    """
+    if max(info.width, info.height) > _MOST_ELONGATED * min(info.width, info.height):
+        raise VideoError(
+            f"{info.path} has frames of {info.width} x {info.height} pixels; one side may be at most "
+            f"{_MOST_ELONGATED} times the other."
+        )
+    return info
+
+
+_MOST_ELONGATED = 200
 
 
 class GroundingMixin:
@@ -105,7 +122,7 @@ class GroundingMixin:
         if not videos:
             return []
         processor = self.processor
-        infos = [probe(video) for video in videos]
+        infos = [check_shape(probe(video)) for video in videos]
         indices = [np.asarray(uniform_frame_index(i.times, processor.fps, processor.max_frames)) for i in infos]
         predictions = self.predict(
             [decode_frames(info, index) for info, index in zip(infos, indices, strict=True)],

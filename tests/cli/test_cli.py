@@ -87,6 +87,25 @@ def test_an_unreadable_answer_is_no_error(model, clip):
     assert "no readable interval" in done.stderr
 
 
+def test_a_manifest_is_grounded_and_what_is_broken_is_listed(model, synthetic, tmp_path):
+    videos = sorted((synthetic / "clips").glob("*.mp4"))
+    videos.insert(1, _write(tmp_path / "empty.mp4", b""))
+    records = [{"id": video.stem, "video": str(video), "sentence": "what moves left?"} for video in videos]
+    manifest, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    manifest.write_text("".join(json.dumps(record) + "\n" for record in records))
+    done = run("ground", "--manifest", manifest, "--out", out, "--model", model, "--batch-size", 3, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert (summary["records"], summary["grounded"], summary["merged"]) == (5, 4, True)
+    assert [failure["id"] for failure in summary["failed"]] == ["empty"] and "empty.mp4 is empty" in done.stderr
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [record["id"] for record in found] == [record["id"] for record in records]
+    assert [("interval" in record, "error" in record) for record in found] == [
+        (record["id"] != "empty", record["id"] == "empty") for record in records
+    ]
+    assert_one_sentence(run("ground", "--manifest", manifest, "--model", model), 2, "Invalid value for --manifest")
+
+
 def test_synth_writes_the_same_clips_for_the_same_seed(synthetic, tmp_path):
     run("synth", tmp_path, "--split", "test", "--count", 2, "--seed", 1)
     a, b = read_samples(synthetic / "test.jsonl"), read_samples(tmp_path / "test.jsonl")
@@ -105,6 +124,7 @@ def test_evaluate_prints_the_metrics_per_sentence_type(model, synthetic, tmp_pat
     assert {"single", "twins"} <= report["tiers"].keys()
     assert 0 < report["floors"]["best constant"]["all"]["m_tIoU"] <= 1
     assert len(predictions.read_text().splitlines()) == 4
+    assert report["missing"] == report["failed"] == []
 
 
 def test_evaluate_switches_the_model(model, synthetic):
