@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from .cli_data import app as data_app
 from .cli_evaluate import evaluate
-from .console import Json, Model, advance, progress_bar, stderr
+from .console import Device, Json, Model, advance, progress_bar, stderr
 from .errors import BridgeSTGError
 
 app = typer.Typer(
@@ -76,6 +76,7 @@ def ground(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Records of --manifest grounded at once; all their frames are in memory.")
     ] = 1,
+    device: Device = "auto",
 ) -> None:
     """Find [bold]when[/] and [bold]where[/] SENTENCE happens in VIDEO."""
     if manifest is not None:
@@ -83,20 +84,21 @@ def ground(
             raise typer.BadParameter(
                 "it takes no VIDEO and SENTENCE, and needs --out FILE.jsonl.", param_hint="--manifest"
             )
-        _ground_manifest(manifest, out, model, spatial_fps, batch_size, as_json)
+        _ground_manifest(manifest, out, model, device, spatial_fps, batch_size, as_json)
         return
     if video is None or sentence is None:
         raise typer.BadParameter("both are needed, unless there is a --manifest.", param_hint="VIDEO SENTENCE")
     from .data import probe
     from .files import ensure_writable_folder, write_text
     from .models import load_model
+    from .processes import own_device
     from .visualization import annotate_video, draw_strip
 
     probe(video)
     if out is not None:
         ensure_writable_folder(out)
     with stderr.status("loading the model"):
-        network = load_model(model)
+        network = load_model(model).to(own_device(device))
     with stderr.status("grounding"):
         result = network.ground(video, sentence, spatial_fps=spatial_fps)
     if result.interval_source == "presence" and network.config.interval_source == "text":
@@ -118,15 +120,21 @@ def ground(
 
 
 def _ground_manifest(
-    manifest: Path, out: Path, model: str | None, spatial_fps: float | None, batch_size: int, as_json: bool
+    manifest: Path,
+    out: Path,
+    model: str | None,
+    device: str,
+    spatial_fps: float | None,
+    batch_size: int,
+    as_json: bool,
 ) -> None:
     from .manifest import ground_manifest, read_manifest
     from .models import load_model
-    from .parts import processes
+    from .processes import own_device, rank_and_size
 
-    rank, world_size = processes()
+    rank, world_size = rank_and_size()
     read_manifest(manifest)  # a mistake in it must not wait for the model
-    network = load_model(model)
+    network = load_model(model).to(own_device(device))
     with progress_bar() as bar:
         task = bar.add_task("grounding", total=None)
         summary = ground_manifest(
@@ -194,7 +202,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train from a configuration, under torchrun in many processes; run again to resume exactly where it stopped."""
-    from .parts import processes
+    from .processes import rank_and_size
     from .training import TrainingProgress, load_config
     from .training import train as run_training
 
@@ -205,7 +213,7 @@ def train(
         found = memory_plan(wanted, plan)
         typer.echo(json.dumps(found.to_dict()) if as_json else found.text())
         return
-    rank, _ = processes()
+    rank, _ = rank_and_size()
     with progress_bar() as bar:
         run_training(
             wanted,

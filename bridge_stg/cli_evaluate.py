@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .console import Json, Model, advance, progress_bar, read_settings, stderr
+from .console import Device, Json, Model, advance, progress_bar, read_settings, stderr
 from .errors import ConfigError
-from .parts import processes
+from .processes import own_device, rank_and_size
+
+if TYPE_CHECKING:
+    import torch
 
 
 def evaluate(
@@ -42,6 +45,7 @@ def evaluate(
         ),
     ] = None,
     floors: Annotated[bool, typer.Option(help="Add the trivial floors: best constant answer, random answer.")] = False,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Score a model or a file: m_tIoU, m_vIoU, vIoU@0.3, vIoU@0.5 and gt_vIoU per sentence type and tier."""
@@ -58,7 +62,9 @@ def evaluate(
         return
     assert data is not None
     switches = read_settings(settings)
-    report = _ground_and_score(data, split, limit, model, switches, batch_size, predictions, protocol, floors)
+    report = _ground_and_score(
+        data, split, limit, model, switches, own_device(device), batch_size, predictions, protocol, floors
+    )
     if report is None:
         stderr.print("This process is done; the last one scores.")
         return
@@ -73,6 +79,7 @@ def _ground_and_score(
     limit: int | None,
     model: str | None,
     settings: dict[str, Any],
+    device: torch.device,
     batch_size: int,
     out: Path | None,
     protocol: str,
@@ -92,12 +99,12 @@ def _ground_and_score(
     from .models import load_model
     from .models.loading import shipped_model
 
-    rank, world_size = processes()
+    rank, world_size = rank_and_size()
     if world_size > 1 and out is None:
         raise ConfigError(f"{world_size} processes share an evaluation through a file: name it with --predictions.")
     everything = find_samples(data, split)
     samples = everything[:limit]
-    network = load_model(model, settings)
+    network = load_model(model, settings).to(device)
     with progress_bar() as bar:
         task = bar.add_task("grounding", total=len(samples))
         if out is None:

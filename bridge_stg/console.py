@@ -22,6 +22,7 @@ stderr = Console(stderr=True)
 Model = Annotated[
     str | None, typer.Option("--model", "-m", help="Model folder; the shipped tiny checkpoint when left out.")
 ]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU where there is one, each process its own.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
 
 

@@ -293,11 +293,6 @@ class _Line(NamedTuple):
         return self.file.read(self.length).rstrip() + b"\n"
 
 
-def processes() -> tuple[int, int]:
-    """(rank, world size) as `torchrun` gives them, (0, 1) without it."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def _parse(line: bytes) -> dict[str, Any] | None:
     """A result, or None. The beginning of a JSON object is none, so that a line cut off cannot pass for a whole one."""
     try:

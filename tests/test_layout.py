@@ -10,7 +10,7 @@ import bridge_stg.ops
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bridge_stg"
 
-# A room may import from the rooms listed for it, from itself, and from errors, files and the compiled module.
+# A room may import from the rooms listed for it, from itself, and from what is in COMMON.
 ALLOWED = {
     "ops": {"triton_kernels"},
     "modules": {"ops"},
@@ -20,7 +20,7 @@ ALLOWED = {
     "visualization": {"models", "data", "evaluation"},
     "training": {"models", "modules", "data"},
 }
-COMMON = {"errors", "files", "_native"}
+COMMON = {"errors", "files", "processes", "_native"}
 SOURCES = [path for room in ALLOWED for path in sorted((PACKAGE / room).rglob("*.py"))]
 
 

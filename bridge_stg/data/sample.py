@@ -155,7 +155,7 @@ def read_samples(path: str | os.PathLike[str]) -> list[GroundingSample]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # others break lines at signs that a sentence may hold
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SampleError(f"{path} cannot be read as an annotation file: {reason}.") from error

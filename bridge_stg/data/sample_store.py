@@ -14,6 +14,7 @@ from ..errors import SampleError
 from .readers.reading import Problem
 from .sample import GroundingSample
 from .time_base import has_time_base
+from .video import MOST_ELONGATED
 
 LONGEST_SIDE = 1 << 14  # pixels; beyond it no codec of ours goes, and a slip of the pen would fill the memory
 MOST_FRAMES = 1 << 31
@@ -73,6 +74,10 @@ class SampleStore(Sequence[GroundingSample]):
                 reason = "its size and rate are not known; `bridge-stg data convert --align` takes them from the video."
             elif max(sample.width, sample.height) > LONGEST_SIDE:
                 reason = f"width and height must be at most {LONGEST_SIDE}, got {sample.width} x {sample.height}."
+            elif max(sample.width, sample.height) > MOST_ELONGATED * min(sample.width, sample.height):
+                reason = (
+                    f"one side may be at most {MOST_ELONGATED} times the other, got {sample.width} x {sample.height}."
+                )
             elif sample.frame_count >= MOST_FRAMES:
                 reason = f"frame_count must be below {MOST_FRAMES}, got {sample.frame_count}."
             else:

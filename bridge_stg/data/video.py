@@ -19,6 +19,7 @@ from av.video.stream import VideoStream
 
 from ..errors import VideoError
 
+MOST_ELONGATED = 200  # how many times a side of a frame may be the other: the bound of Qwen's image processors
 _SEEK_GAIN = 16  # a seek drops the frames in flight in the decoder, so it has to skip more than those
 # Demuxers of bare bitstreams invent a rate of 25; only a rate in the bitstream itself counts.
 _BARE = frozenset(

@@ -133,7 +133,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # others break lines at signs that an id may hold
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise SampleError(f"{path} cannot be read as a prediction file: {reason}.") from error

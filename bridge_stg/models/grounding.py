@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..data.frame_sampling import frames_inside, uniform_frame_index
-from ..data.video import VideoInfo, decode_frames, probe
+from ..data.video import MOST_ELONGATED, VideoInfo, decode_frames, probe
 from ..errors import SampleError, VideoError
 from ..modules.semantic_bridge import BridgeQueries
 from .decoding import CachedDecoding, SpatialPass, encode_clips
@@ -53,15 +53,12 @@ def check_shape(info: VideoInfo) -> VideoInfo:
     Raises:
         VideoError: one side is more than 200 times the other, the bound of Qwen's image processors.
     """
-    if max(info.width, info.height) > _MOST_ELONGATED * min(info.width, info.height):
+    if max(info.width, info.height) > MOST_ELONGATED * min(info.width, info.height):
         raise VideoError(
             f"{info.path} has frames of {info.width} x {info.height} pixels; one side may be at most "
-            f"{_MOST_ELONGATED} times the other."
+            f"{MOST_ELONGATED} times the other."
         )
     return info
-
-
-_MOST_ELONGATED = 200
 
 
 class GroundingMixin:

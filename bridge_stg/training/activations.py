@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ConfigError
 from ..modules.spatial_decoder import SpatialDecoder
-from .building import checkpoint_activations
 from .config import TrainingConfig
 
 
@@ -81,7 +80,7 @@ def activation_bytes(config: TrainingConfig, model: Any, batch: BatchShape) -> i
     dense = "flash" not in (config.backbone.attn_implementation or "")  # the loader's batches say what is hidden
     mask = batch.clips * batch.tokens**2 * dtype.itemsize if dense else 0
 
-    reached = _gradients_reach_vision(model, checkpointing)
+    reached = any(p.requires_grad for p in model.backbone.model.visual.parameters())
     language = _language(model, batch, mask, checkpointing)
     vision = _vision(model, batch, checkpointing) if reached else _Stack()
     spatial = _spatial(config, model, batch, reached) + _answers(model, batch)
@@ -90,18 +89,6 @@ def activation_bytes(config: TrainingConfig, model: Any, batch: BatchShape) -> i
     if reached:
         waiting += pixels
     return max(both + spatial, both + waiting + language.work, vision.kept + pixels + states + vision.work)
-
-
-def _gradients_reach_vision(model: Any, checkpointing: bool) -> bool:
-    """Whether the vision tower takes part in the backward pass: it is trained, or what checkpoints it asks for that."""
-    visual = model.backbone.model.visual
-    if checkpointing:
-        checkpoint_activations(model)
-    row = _meta(1, math.prod(visual.patch_embed.proj.weight.shape[1:]), dtype=model.backbone.dtype)
-    reached = visual.patch_embed(row).requires_grad
-    if checkpointing:
-        (getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable)()
-    return bool(reached)
 
 
 def _language(model: Any, batch: BatchShape, mask: int, checkpointing: bool) -> _Stack:

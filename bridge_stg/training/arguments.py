@@ -11,6 +11,7 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import ConfigError
+from ..processes import rank_and_size
 from .config import TrainingConfig
 
 _CHOICES = {
@@ -58,7 +59,7 @@ def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: boo
     Raises:
         ConfigError: see `check_scale`; or DeepSpeed is not installed, or its settings cannot be read.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    _, processes = rank_and_size()
     data, schedule, scale = config.data, config.schedule, config.scale
     share = check_scale(config, processes)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")

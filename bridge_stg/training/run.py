@@ -21,7 +21,7 @@ from ..models import BridgeSTGProcessor
 from .arguments import training_arguments
 from .batching import LengthAwareBatches
 from .building import build_model, checkpoint_activations
-from .checkpoints import clear_staging, latest_checkpoint, publish_files
+from .checkpoints import latest_checkpoint, publish_files
 from .config import TrainingConfig, loss_weights_at
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .stream import GroundingStream
@@ -65,8 +65,6 @@ def train(
         elif arguments.should_save:
             processor.save_pretrained(folder)
     resumed = latest_checkpoint(folder)
-    if arguments.should_save:
-        clear_staging(folder)
     schedule = config.schedule
     dataset, batches = _data(config, processor, arguments, folder)
     trainer = BridgeSTGTrainer(

@@ -33,6 +33,12 @@ def test_record_round_trip():
     assert sample.to_record() == RECORD
 
 
+def test_a_line_ends_where_json_lines_end(tmp_path):
+    sample = GroundingSample.from_record(RECORD | {"sentence": "one\u2028two\x85three"}, root=tmp_path)
+    write_samples(tmp_path / "a.jsonl", [sample])
+    assert read_samples(tmp_path / "a.jsonl") == [sample]
+
+
 def test_absent_labels_are_absent_keys():
     sample = GroundingSample("q", "v.mp4", "what is it?", 8, 8, 5.0, 3, task="qa", answer="a dog")
     record = sample.to_record()

@@ -52,12 +52,14 @@ def test_a_segment_counts_as_the_clip(tmp_path):
 def test_what_cannot_be_used_is_listed(path):
     good = path.read_text().splitlines()
     unsized = json.loads(good[0]) | {"id": "unsized", "width": 1, "height": 1, "boxes": {}}
-    broken = [good[0], '{"id": "cut', "", good[0], json.dumps({"id": "x"}), json.dumps(unsized), good[1]]
+    bar = json.loads(good[0]) | {"id": "bar", "width": 2048, "height": 10, "boxes": {}}
+    made = [json.dumps(record) for record in ({"id": "x"}, unsized, bar)]
+    broken = [good[0], '{"id": "cut', "", good[0], *made, good[1]]
     path.write_text("\n".join(broken) + "\n")
     store = SampleStore(path)
     assert [found.id for found in store] == ["s0", "s1"]
-    assert [problem.id for problem in store.problems] == ["line 2", "line 4", "line 5", "line 6"]
-    expected = ("not a complete JSON", "'s0' has come before", "missing key", "--align")
+    assert [problem.id for problem in store.problems] == ["line 2", "line 4", "line 5", "line 6", "line 7"]
+    expected = ("not a complete JSON", "'s0' has come before", "missing key", "--align", "200 times the other")
     for problem, words in zip(store.problems, expected, strict=True):
         assert words in problem.reason
 

@@ -19,7 +19,7 @@ def test_file_round_trip(tmp_path: Path) -> None:
     predictions = [
         Prediction("a", (3, 5), {4: BOX, 3: BOX}),
         Prediction("b", (0, 0)),
-        Prediction("c ü", (1, 2), {1: BOX}, oracle_boxes={7: BOX}),
+        Prediction("c \u2028 ü", (1, 2), {1: BOX}, oracle_boxes={7: BOX}),
     ]
     path = tmp_path / "new" / "predictions.jsonl"
     write_predictions(path, predictions)

@@ -1,0 +1,53 @@
+"""A process knows its place, and the GPU that is its own."""
+
+import pytest
+import torch
+
+from bridge_stg.errors import ConfigError
+from bridge_stg.processes import own_device, rank_and_size
+
+
+def test_the_place_is_the_launchers(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert rank_and_size() == (0, 1)
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert rank_and_size() == (3, 8)
+
+
+def machine(monkeypatch, gpus, local_rank=None):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "name", "expected"),
+    [
+        (0, 1, "auto", "cpu"),
+        (2, 1, "cpu", "cpu"),
+        (2, None, "auto", "cuda:0"),
+        (2, 1, "auto", "cuda:1"),
+        (2, 1, "cuda", "cuda:1"),
+    ],
+)
+def test_every_process_has_a_gpu_of_its_own(monkeypatch, gpus, local_rank, name, expected):
+    machine(monkeypatch, gpus, local_rank)
+    assert own_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "local_rank", "name", "message"),
+    [
+        (0, None, "cuda", "Process 0 of this machine has no GPU of its own: torch sees 0"),
+        (2, 2, "auto", "Process 2 of this machine has no GPU of its own: torch sees 2"),
+        (0, None, "tpu", "device must be one of auto, cpu, cuda, got 'tpu'"),
+    ],
+)
+def test_what_cannot_be_is_one_sentence(monkeypatch, gpus, local_rank, name, message):
+    machine(monkeypatch, gpus, local_rank)
+    with pytest.raises(ConfigError, match=message):
+        own_device(name)
