@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._backends import Backend, choose_backend, register_backend
-from ._checks import FLOATING, INTEGER, Expect, check_choice, check_integer, check_number, check_tensors
+from ._checks import FLOATING, INTEGER, Expect, check_choice, check_flag, check_integer, check_number, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
+from ._modes import refuse_tangents
 from ._scoring import (
     REDUCES,
     SCORINGS,
@@ -119,9 +120,11 @@ def prune_tokens_varlen(
         )
     check_integer(op, "the number of segments", segments, 1)
     check_integer(op, "the number of queries", sizes["Q"], 1)
-    check_integer(op, "capacity", capacity, 1)
+    capacity = check_integer(op, "capacity", capacity, 1)
+    validate = check_flag(op, "validate", validate) and not tokens.is_meta  # which has no values
     factor = 1.0 if scale is None else check_number(op, "scale", scale)
     limit = _budget_tensor(budget, policy, segments, tokens.device)
+    refuse_tangents(op, tokens, queries)
     if validate:
         _check_values(cu_seqlens, limit, policy, sizes["R"])
     chosen = choose_backend(op, backend, tokens.device.type, tokens=tokens, queries=queries)
@@ -152,7 +155,7 @@ def _budget_tensor(budget: float | Tensor, policy: str, segments: int, device: t
             raise ValueError(f"{op}: budget must be on the device of tokens ({device}), got {budget.device}.")
         return budget
     if counts:
-        check_integer(op, "budget", budget, 0)
+        budget = check_integer(op, "budget", budget, 0)
         return torch.full((), budget, dtype=torch.int64, device=device)
     number = check_number(op, "budget", budget)
     if policy == "top_p" and not 0.0 < number <= 1.0:
