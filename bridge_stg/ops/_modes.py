@@ -33,6 +33,6 @@ def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
     for x in tensors:
         if x is not None and forward_ad.unpack_dual(x).tangent is not None:
             raise NotImplementedError(
-                f"{op} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize, forward_ad); differentiate it "
-                "in reverse mode, with backward() or torch.autograd.grad."
+                f"{op} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize, forward_ad); it must be "
+                "differentiated in reverse mode, with backward() or torch.autograd.grad."
             )
