@@ -24,9 +24,11 @@ from ._scoring import (
     fold_queries,
     inverse_norm,
     kernel_limits,
+    lowest_equal,
     order_key,
     products_backward,
     reduce_queries,
+    row_magnitude,
     score_dtype,
     unfold_gradient,
 )
@@ -197,9 +199,14 @@ def scores_of(tokens: Tensor, queries: Tensor, scoring: str, reduce: str, scale:
         dtype = score_dtype(tokens, queries)
         query = fold_queries(queries, reduce, dtype) * scale
         x = tokens.to(dtype)
+        if scoring == "cosine":
+            x = x / row_magnitude(x)
         dots = query @ x.transpose(1, 2)  # [B, Q, N]
         if scoring == "cosine":
             dots = dots * inverse_norm(x)[:, None, :]
+        if reduce == "max":
+            winner = lowest_equal(query).gather(1, dots.detach().argmax(dim=1))
+            return dots.gather(1, winner[:, None])[:, 0]
         return reduce_queries(dots, reduce, dim=1)
 
 
@@ -310,11 +317,16 @@ def score_backward(
         # A masked row may hold anything; 0 * NaN must not reach the queries.
         x = x.masked_fill(dead[:, :, None], 0.0)
     query = fold_queries(queries, reduce, score.dtype)
-    inverse = inverse_norm(x)[..., None] if scoring == "cosine" else None
-    d_products, shrink = products_backward(grad, x @ query.transpose(1, 2), inverse, reduce, scale)
+    magnitude = inverse = None
+    if scoring == "cosine":
+        magnitude = row_magnitude(x)
+        x = x / magnitude
+        inverse = inverse_norm(x)[..., None]
+    lowest = lowest_equal(query) if reduce == "max" else None
+    d_products, shrink = products_backward(grad, x @ query.transpose(1, 2), inverse, reduce, scale, lowest)
     d_x = d_products @ query
-    if shrink is not None:
-        d_x = d_x - shrink * x
+    if magnitude is not None:
+        d_x = (d_x - shrink * x) / magnitude
     return d_x, unfold_gradient(d_products.transpose(1, 2) @ x, queries, reduce)
 
 

@@ -26,6 +26,7 @@ from ._scoring import (
     order_key,
     products_backward,
     reduce_queries,
+    row_magnitude,
     score_dtype,
     unfold_gradient,
 )
@@ -186,6 +187,8 @@ def score_rows(tokens: Tensor, segment: Tensor, queries: Tensor, scoring: str, r
     dtype = score_dtype(tokens, queries)
     query = fold_queries(queries, reduce, dtype) * scale
     x = tokens.to(dtype)
+    if scoring == "cosine":
+        x = x / row_magnitude(x)
     dots = row_products(x, segment, query)
     if scoring == "cosine":
         dots = dots * inverse_norm(x)[:, None]
@@ -306,7 +309,11 @@ def _score_backward(
 ) -> tuple[Tensor, Tensor]:
     """As `prune_tokens.score_backward`, for rows [K, D] of packed segments."""
     query = fold_queries(queries, reduce, x.dtype)
-    inverse = inverse_norm(x)[:, None] if scoring == "cosine" else None
+    magnitude = inverse = None
+    if scoring == "cosine":
+        magnitude = row_magnitude(x)
+        x = x / magnitude
+        inverse = inverse_norm(x)[:, None]
     d_products, shrink = products_backward(grad, row_products(x, segment, query), inverse, reduce, scale)
     d_x = torch.zeros_like(x)
     d_query = []
@@ -315,8 +322,8 @@ def _score_backward(
         # index_put sums in a fixed order; index_add would race on CUDA.
         total = query.new_zeros(query.shape[0], query.shape[2])
         d_query.append(total.index_put((segment,), d_products[:, q, None] * x, accumulate=True))
-    if shrink is not None:
-        d_x = d_x - shrink * x
+    if magnitude is not None:
+        d_x = (d_x - shrink * x) / magnitude
     return d_x, unfold_gradient(torch.stack(d_query, dim=1), queries, reduce)
 
 
