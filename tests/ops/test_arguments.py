@@ -111,7 +111,12 @@ def test_numbers_of_numpy_are_numbers():
         ("attend_memory", {"scale": np.float32(0.5)}),
         (
             "patchify_frames",
-            {"size": np.array([28, 28]), "mean": np.full(3, 0.5), "std": [np.float32(0.5)] * 3, "patch_size": np.int8(14)},
+            {
+                "size": np.array([28, 28]),
+                "mean": np.full(3, 0.5),
+                "std": [np.float32(0.5)] * 3,
+                "patch_size": np.int8(14),
+            },
         ),
         ("patchify_videos", {"size": (np.int64(28), 28), "rescale_factor": np.float64(1 / 255)}),
     ):
@@ -130,7 +135,8 @@ SHAPE = {"op": "prune_tokens", "segments": 2, "tokens": 6, "width": 8, "queries"
 
 
 @pytest.mark.parametrize(
-    "shapes", [SHAPE, None, 3, ["prune_tokens"], [SHAPE | {"tokens": "6"}], [SHAPE | {"segments": 0}], [SHAPE | {"op": []}]]
+    "shapes",
+    [SHAPE, None, 3, ["prune_tokens"], [SHAPE | {"tokens": "6"}], [SHAPE | {"segments": 0}], [SHAPE | {"op": []}]],
 )
 def test_warmup_names_what_is_no_shape(shapes):
     with pytest.raises((TypeError, ValueError), match=r"^warmup: .* must .*got .*\.$"):
