@@ -65,7 +65,7 @@ def refusals():
         (PATCHIFIED, ("validate",), FLAGS),
         (("patchify_videos",), ("videos",), (VIDEO, None, 3, {}, {"a": VIDEO}, [VIDEO[0]], [None])),
         (("patchify_videos",), ("frame_index",), (torch.tensor([0]), 3, [[0]], [None, None])),
-        (PRUNED + ("attend_memory",) + PATCHIFIED, ("backend",), (["native"], 3, b"native", "abacus", True)),
+        ((*PRUNED, "attend_memory", *PATCHIFIED), ("backend",), (["native"], 3, b"native", "abacus", True)),
     ):
         for name in names:
             for each in op:
@@ -88,9 +88,9 @@ def test_what_is_no_value_is_refused_in_a_sentence(op, name, value):
 )
 def test_budgets_that_are_no_share_and_no_score(policy, budget):
     function, arguments = CALLS["prune_tokens_varlen"]
+    if isinstance(budget, torch.Tensor):
+        budget = budget.long()
     with pytest.raises((TypeError, ValueError), match="budget must be"):
-        if isinstance(budget, torch.Tensor):
-            budget = budget.long()
         function(**(arguments | {"budget": budget, "policy": policy}))
 
 

@@ -1,4 +1,4 @@
-"""The ops under what torch does to functions: forward mode, twice backward, vmap, meta and fake tensors, export, threads."""
+"""The ops under transforms of torch: forward mode, twice backward, vmap, meta and fake tensors, export; threads."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ FORWARD = {
 @pytest.mark.parametrize("transform", FORWARD.values(), ids=FORWARD)
 def test_forward_mode_is_refused(function, transform):
     with pytest.raises(
-        NotImplementedError, match="has no forward-mode derivative .* must be differentiated in reverse"
+        NotImplementedError, match=r"has no forward-mode derivative .* must be differentiated in reverse"
     ):
         transform(function)
 
@@ -93,7 +93,7 @@ def test_twice_backward_is_refused(function):
     x = X.clone().requires_grad_()
     (grad,) = torch.autograd.grad(function(x).square().sum(), x, create_graph=True)
     assert grad.requires_grad
-    with pytest.raises((NotImplementedError, RuntimeError), match="differentiable once|once_differentiable"):
+    with pytest.raises((NotImplementedError, RuntimeError), match=r"differentiable once|once_differentiable"):
         torch.autograd.grad(grad.square().sum(), x)
 
 
