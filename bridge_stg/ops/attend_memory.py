@@ -57,8 +57,8 @@ def attend_memory(
     A row that sees no key gives zeros, lse = -inf and zero gradients, never NaN. What a row of the memory that
     is hidden by `key_mask` or left out by `index` holds does not matter, NaN included.
 
-    Differentiable in query, memory, position and bias, through out and lse; once, not twice. The mass is a
-    constant to autograd. Forward and backward are bitwise reproducible on one device.
+    Differentiable in query, memory, position and bias, through out and lse; once, not twice, and in reverse mode
+    alone. The mass is a constant to autograd. Forward and backward are bitwise reproducible on one device.
 
     Args:
         query: [B, R, C] floating point, R = heads x queries.
@@ -70,7 +70,7 @@ def attend_memory(
             two keys. A value outside 0..M-1, such as the -1 of a padded list, is no key at all.
         window: [B, R, 2] int32 or int64, the keys [start, end) that each row may see: rows of the memory, or
             places in `index` where that is given. Bounds outside the keys are cut off.
-        scale: factor on the products, such as 1 / sqrt(head_dim).
+        scale: factor on the products, such as 1 / sqrt(head_dim): a finite number that float32 holds.
         return_mass: whether to return the attention mass of each key.
         validate: whether to check the values of `index` and `window`, which waits for the device.
         backend: one of `bridge_stg.backends()`; None picks.
@@ -82,6 +82,7 @@ def attend_memory(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, an index outside -1..M-1 or a window whose end lies before its start.
+        NotImplementedError: a second derivative, or one in forward mode (`torch.func.jvp`).
     """
     sizes = check_tensors(
         "attend_memory",

@@ -42,8 +42,8 @@ def share_memory(memory: Tensor, position: Tensor | None = None) -> Tensor | tup
     A layer's gradient is deferred where it calls `attend_memory`, or a module over it, with this very memory, and with
     this very position or without one if none is shared. Otherwise that layer makes its own gradient, as it does for
     any tensor: with `index` or `window`, after an op that makes another tensor of the memory (a transpose, the detach
-    of reentrant checkpointing), in `torch.compile` and `torch.export`, under `create_graph=True`, and on a
-    backend without a deferred gradient. The results agree up to rounding.
+    of reentrant checkpointing), in `torch.compile` and `torch.export`, on fake tensors, under `create_graph=True`, and
+    on a backend without a deferred gradient. The results agree up to rounding.
 
     Under autocast the memory and the position are converted once, here.
 
@@ -56,6 +56,7 @@ def share_memory(memory: Tensor, position: Tensor | None = None) -> Tensor | tup
 
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape or device.
+        NotImplementedError: a derivative in forward mode (`torch.func.jvp`).
     """
     check_tensors(
         "share_memory",

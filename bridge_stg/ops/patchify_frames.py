@@ -84,7 +84,8 @@ def patchify_frames(
         video: uint8 RGB, [T, 3, H, W] for layout "TCHW", [T, H, W, 3] for "THWC"; any strides.
         frame_index: [T'] int64 frames in 0..T-1, in any order, repeats allowed; None for all T in order.
         size: (h, w) after the resize, multiples of patch_size * merge_size.
-        mean, std: three floats each, of pixels scaled by `rescale_factor`.
+        mean, std: three floats each, of pixels scaled by `rescale_factor`; std above 0, and all such that no value is
+            beyond `dtype`.
         interpolation: "bicubic" or "bilinear".
         dtype: of the pixel values: float32, bfloat16 or float16, cast from float32 at the end.
         out: contiguous [gt gh gw, 3 tp P P] of `dtype` on the video's device, written in place of a new tensor.

@@ -106,16 +106,17 @@ def prune_tokens(
     """Keep the `keep` tokens of each segment that score highest against the segment's queries.
 
     score[b, n] = reduce_q(scale * queries[b, q] . x[b, n]), where x is the token ("dot") or the token divided
-    by its Euclidean norm ("cosine"; a zero token scores 0 and gets no score gradient). Scores are accumulated
-    in float32 whatever the input dtype: a bfloat16 product flips selections.
+    by its Euclidean norm ("cosine"; a zero token scores 0 and gets no score gradient, any other finite one has its
+    cosine, however long or short). "mean" folds the queries to their mean before the product, which tells at
+    infinities. Scores are accumulated in float32 whatever the input dtype: a bfloat16 product flips selections.
 
     Exactly `keep` tokens are selected by one total order: unmasked tokens by score (+0 equals -0), then
     unmasked tokens whose score is NaN, then masked tokens; ties go to the lower index. The order is that of the
     float32 scores, for float64 inputs too.
 
-    Differentiable in `tokens` and `queries`, through the kept tokens and through `score`; once, not twice. With
-    "max", a tie between queries sends the gradient to the lowest query. Nothing flows through a masked pick's
-    score. Forward and backward are bitwise reproducible on one device, and never wait for the device.
+    Differentiable in `tokens` and `queries`, through the kept tokens and through `score`; once, not twice, and in
+    reverse mode alone. With "max", a tie between queries sends the gradient to the lowest query. Nothing flows through
+    a masked pick's score. Forward and backward are bitwise reproducible on one device, and never wait for the device.
 
     Args:
         tokens: [B, N, D] floating point; any strides (on CPU, rows whose features are not adjacent are copied).
@@ -123,7 +124,7 @@ def prune_tokens(
         keep: tokens to keep in each segment, 1..N.
         scoring: "dot" or "cosine".
         reduce: how the scores of the Q queries become one: "max", "mean" or "logsumexp".
-        scale: factor on every product; 1 if None.
+        scale: factor on every product, a finite number that float32 holds; 1 if None.
         mask: [B, N] bool, True for a token that takes part, False for a masked one; None for all.
         return_scores: whether to return the scores of all tokens as well, for a loss on them.
         validate: whether to check that no segment is masked as a whole, which waits for the device. Without it such a
@@ -137,6 +138,7 @@ def prune_tokens(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, a segment without an unmasked token.
+        NotImplementedError: a second derivative, or one in forward mode (`torch.func.jvp`).
     """
     op = "prune_tokens"
     sizes = check_tensors(
@@ -325,7 +327,7 @@ def score_backward(
     lowest = lowest_equal(query) if reduce == "max" else None
     d_products, shrink = products_backward(grad, x @ query.transpose(1, 2), inverse, reduce, scale, lowest)
     d_x = d_products @ query
-    if magnitude is not None:
+    if magnitude is not None and shrink is not None:
         d_x = (d_x - shrink * x) / magnitude
     return d_x, unfold_gradient(d_products.transpose(1, 2) @ x, queries, reduce)
 

@@ -84,14 +84,15 @@ def prune_tokens_varlen(
     kept; offsets that do not ascend give unspecified rows, each at most once, and never lead outside the tensors.
     The host never waits for the device.
 
-    Differentiable in `tokens` and `queries`, through the kept tokens and through `score`; once, not twice.
+    Differentiable in `tokens` and `queries`, through the kept tokens and through `score`; once, not twice, and in
+    reverse mode alone.
 
     Args:
         tokens: [R, D] floating point, the segments one after another.
         cu_seqlens: [S + 1] int32 or int64, 0 = cu_seqlens[0] <= ... <= cu_seqlens[S] = R.
         queries: [S, Q, D] floating point, in the space of the tokens; may be expanded (stride 0).
         budget: a number, or a tensor [] or (except "per_clip") [S] on the device of the tokens: int32 or int64
-            where it counts tokens, floating point otherwise.
+            where it counts tokens, floating point otherwise; a number is finite.
         policy: one of the four above.
         capacity: rows of the result; R always suffices, S * budget does for a "per_segment" int.
         scoring, reduce, scale: as in `prune_tokens`.
@@ -103,6 +104,7 @@ def prune_tokens_varlen(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, offsets that do not ascend from 0 to R, a budget out of range, or more
             selected tokens than `capacity`.
+        NotImplementedError: a second derivative, or one in forward mode (`torch.func.jvp`).
     """
     op = "prune_tokens_varlen"
     check_choice(op, "policy", policy, POLICIES)
@@ -322,7 +324,7 @@ def _score_backward(
         # index_put sums in a fixed order; index_add would race on CUDA.
         total = query.new_zeros(query.shape[0], query.shape[2])
         d_query.append(total.index_put((segment,), d_products[:, q, None] * x, accumulate=True))
-    if magnitude is not None:
+    if magnitude is not None and shrink is not None:
         d_x = (d_x - shrink * x) / magnitude
     return d_x, unfold_gradient(torch.stack(d_query, dim=1), queries, reduce)
 
