@@ -87,11 +87,12 @@ def overruled(fields: Mapping[str, Any]) -> Iterator[None]:
 def score_config(tokens: Tensor, queries: Tensor) -> Config:
     """The configuration by rule. Found by compiling: none of its kernels spills on sm_80, sm_90 or sm_100."""
     few = queries.shape[1] <= 16
+    registers = 168 if few else 255
     if upcasts(tokens, queries):
         # Two stages of unaligned float32 hold a pointer an element: they spill.
-        return Config(block_n=32, block_q=16 if few else 32, block_d=32, num_warps=4, num_stages=1, registers=168)
+        return Config(32, 16 if few else 32, 32, num_warps=4, num_stages=1, registers=registers)
     step = 64 if few and aligned(tokens, queries) else 32
-    return Config(block_n=64, block_q=16 if few else 64, block_d=step, num_warps=8, num_stages=3, registers=168)
+    return Config(64, 16 if few else 64, step, num_warps=8, num_stages=3, registers=registers)
 
 
 def gradient_config(kept: Tensor, queries: Tensor) -> Config:

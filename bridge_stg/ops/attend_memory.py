@@ -15,8 +15,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ._attend_memory_reference import accumulation_dtype, reference, reference_backward
 from ._backends import Backend, choose_backend, register_backend
-from ._checks import BOOLEAN, FLOATING, INT64, INTEGER, Expect, check_number, check_same_dtype, check_tensors
+from ._checks import (
+    BOOLEAN,
+    FLOATING,
+    INT64,
+    INTEGER,
+    Expect,
+    check_flag,
+    check_number,
+    check_same_dtype,
+    check_tensors,
+)
 from ._library import define_op, differentiate, refuse_gradient
+from ._modes import autocasts, refuse_tangents
 from ._native import native_backend
 from ._triton import triton_backend
 
@@ -46,8 +57,8 @@ def attend_memory(
     A row that sees no key gives zeros, lse = -inf and zero gradients, never NaN. What a row of the memory that
     is hidden by `key_mask` or left out by `index` holds does not matter, NaN included.
 
-    Differentiable in query, memory, position and bias, through out and lse; once, not twice. The mass is a
-    constant to autograd. Forward and backward are bitwise reproducible on one device.
+    Differentiable in query, memory, position and bias, through out and lse; once, not twice, and in reverse mode
+    alone. The mass is a constant to autograd. Forward and backward are bitwise reproducible on one device.
 
     Args:
         query: [B, R, C] floating point, R = heads x queries.
@@ -59,7 +70,7 @@ def attend_memory(
             two keys. A value outside 0..M-1, such as the -1 of a padded list, is no key at all.
         window: [B, R, 2] int32 or int64, the keys [start, end) that each row may see: rows of the memory, or
             places in `index` where that is given. Bounds outside the keys are cut off.
-        scale: factor on the products, such as 1 / sqrt(head_dim).
+        scale: factor on the products, such as 1 / sqrt(head_dim): a finite number that float32 holds.
         return_mass: whether to return the attention mass of each key.
         validate: whether to check the values of `index` and `window`, which waits for the device.
         backend: one of `bridge_stg.backends()`; None picks.
@@ -71,6 +82,7 @@ def attend_memory(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, an index outside -1..M-1 or a window whose end lies before its start.
+        NotImplementedError: a second derivative, or one in forward mode (`torch.func.jvp`).
     """
     sizes = check_tensors(
         "attend_memory",
@@ -82,10 +94,12 @@ def attend_memory(
         Expect("index", index, "B K", INT64, optional=True),
         Expect("window", window, "B R 2", INTEGER, optional=True),
     )
-    if not torch.is_autocast_enabled(query.device.type):
+    if not autocasts(query.device.type):
         check_same_dtype("attend_memory", "query", query, memory=memory, position=position)
     factor = check_number("attend_memory", "scale", scale)
-    if validate:
+    return_mass = check_flag("attend_memory", "return_mass", return_mass)
+    refuse_tangents("attend_memory", query, memory, position, bias)
+    if check_flag("attend_memory", "validate", validate) and not query.is_meta:  # which has no values
         _check_values(index, window, sizes["M"])
     call = {"query": query, "memory": memory, "index": index, "window": window}
     chosen = choose_backend("attend_memory", backend, query.device.type, **call)

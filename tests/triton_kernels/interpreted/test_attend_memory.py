@@ -11,7 +11,7 @@ from bridge_stg.triton_kernels.attend_memory_tiles import split_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridge_stg.ops import attend_memory, warmup
+from bridge_stg.ops import attend_memory, share_memory, warmup
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
@@ -196,3 +196,26 @@ def test_warmup_knows_the_op():
     flags = dict.fromkeys(("position", "bias", "masked", "indexed", "windowed", "return_mass"), True)
     shape = {"op": "attend_memory", "batch": 1, "rows": 3, "keys": 20, "width": 32, "dtype": torch.float16}
     assert warmup([shape, shape | flags | {"backend": "triton"}], device="cpu") == 2
+
+
+@pytest.mark.parametrize("names", [(), ("position", "bias"), ("index",)])
+def test_bfloat16_is_taken_in_float32(names):
+    """The interpreter's `tl.dot` of bfloat16 is silently wrong by powers of ten."""
+    query, memory, options = draw(names, dtype=torch.bfloat16)
+    found, expected = (run(query, memory, options, backend) for backend in ("triton", "reference"))
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_bfloat16_through_a_shared_memory():
+    query, memory, options = draw(("position",), dtype=torch.bfloat16)
+    found = []
+    for backend in ("triton", "reference"):
+        leaves = [x.detach().requires_grad_() for x in (memory, options["position"])]
+        shared, position = share_memory(*leaves)
+        outputs = [attend_memory(query, shared, position=position, scale=s, backend=backend)[0] for s in (0.1, 0.2)]
+        found.append(torch.autograd.grad(sum(x.float().square().sum() for x in outputs), leaves))
+    for ours, theirs in zip(*found, strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=5e-2)

@@ -204,3 +204,30 @@ def test_segments_further_apart_than_32_bits_reach(path):
     found = prune_tokens(tokens, queries, 7, backend="triton")
     expected = prune_tokens(tokens.contiguous(), queries, 7, backend="reference")
     assert torch.equal(found.index, expected.index) and torch.equal(found.tokens, expected.tokens)
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean", "logsumexp"])
+def test_cosine_of_rows_beyond_the_range_of_squares(path, reduce):
+    factors = torch.tensor([1e-38, 1e-30, 1e-25, 1e-12, 1.0, 1e12, 1e20, 1e30, 1e37])[:, None]
+    tokens, queries = torch.randn(2, 9, 20) * factors, torch.randn(2, 17, 20)
+    options = {"scoring": "cosine", "reduce": reduce, "scale": 0.7, "return_scores": True}
+    for keep in (5, 9):
+        found, expected = both(tokens, queries, keep, **options)
+        assert torch.equal(found[1], expected[1])
+        for ours, theirs in zip(found[2:4], expected[2:4], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        # The gradient of the kept tokens themselves is 1 and more: beside it that of long rows is nothing.
+        short = slice(0, 5)
+        torch.testing.assert_close(found[4][:, short], expected[4][:, short], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[5], expected[5], rtol=1e-5, atol=1e-5)
+
+
+def test_infinities_and_nan_score_as_in_the_reference(path):
+    values = torch.tensor([0.0, 1.0, -1.0, 2.0, 0.5, math.inf, -math.inf, math.nan])
+    tokens, queries = (values[torch.randint(0, 8, (30, n, 3))] for n in (6, 3))
+    tokens[:15], queries[8:22] = tokens[:15].nan_to_num(0.25, 1.0, -1.0), queries[8:22].nan_to_num(0.25, 1.0, -1.0)
+    for scoring, reduce in OPTIONS:
+        call = {"scoring": scoring, "reduce": reduce, "return_scores": True}
+        found, expected = (prune_tokens(tokens, queries, 3, **call, backend=b) for b in ("triton", "reference"))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs, equal_nan=True)

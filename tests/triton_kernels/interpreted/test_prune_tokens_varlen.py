@@ -123,3 +123,18 @@ def test_no_rows_at_all():
 def test_strided_tokens_are_read_in_place():
     tokens, queries = torch.randn(8, 60).t(), torch.randn(3, 1, 8).expand(3, 2, 8)
     agree(*both(tokens, offsets((20, 20, 20)), queries, 7, policy="per_segment", capacity=21, scoring="cosine"))
+
+
+def test_cosine_of_rows_beyond_the_range_of_squares():
+    factors = torch.tensor([1e-38, 1e-30, 1e-25, 1e-12, 1.0, 1e12, 1e20, 1e30, 1e37])[:, None]
+    tokens, queries, offsets = torch.randn(9, 20) * factors, torch.randn(2, 5, 20), torch.tensor([0, 4, 9])
+    for reduce in ("max", "mean", "logsumexp"):
+        found = []
+        for backend in ("triton", "reference"):
+            x, q = tokens.clone().requires_grad_(), queries.clone().requires_grad_()
+            options = {"capacity": 9, "scoring": "cosine", "reduce": reduce, "backend": backend}
+            packed = prune_tokens_varlen(x, offsets, q, 3, **options)
+            d_x, d_q = torch.autograd.grad(packed.score.square().sum(), (x, q))
+            found.append((packed.index, packed.score, d_x * factors, d_q))
+        for ours, theirs in zip(*found, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
