@@ -36,14 +36,20 @@ def importance(
         where it has no key to attend to.
 
     Raises:
+        TypeError: another kind of attention.
         ValueError: not one query tensor for each layer of a stack.
     """
     if isinstance(attention, MemoryCrossAttention):
-        layers, queries = [attention], [torch.as_tensor(query)]
-    else:
+        layers, queries = [attention], [cast(Tensor, query)]
+    elif isinstance(attention, MultiLayerQueryCrossAttention):
         layers, queries = [cast(MemoryCrossAttention, layer) for layer in attention.layers], list(query)
-        if len(queries) != len(layers):
-            raise ValueError(f"query must hold one tensor for each of {len(layers)} layers, got {len(queries)}.")
+    else:
+        raise TypeError(
+            "importance: attention must be a MemoryCrossAttention or a MultiLayerQueryCrossAttention, "
+            f"got {type(attention).__name__}."
+        )
+    if len(queries) != len(layers):
+        raise ValueError(f"query must hold one tensor for each of {len(layers)} layers, got {len(queries)}.")
     options = {"position": position, "bias": bias, "key_padding_mask": key_padding_mask}
     with torch.no_grad():
         masses = [layer(q, memory, **options, need_mass=True)[1] for layer, q in zip(layers, queries, strict=True)]
