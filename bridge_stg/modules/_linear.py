@@ -1,4 +1,4 @@
-"""When the weight of a linear layer may be multiplied in place of calling the layer, and when only the call is right."""
+"""When the weight of a linear layer may be multiplied in place of a call, and when only the call is right."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..ops._checks import FLOATING
@@ -21,11 +22,11 @@ def weight_obstacle(layer: nn.Module) -> str | None:
     """
     if type(layer) not in (nn.Linear, NonDynamicallyQuantizableLinear):
         return f"it is a {type(layer).__name__}"
-    if getattr(layer.forward, "__func__", None) is not nn.Linear.forward:
+    if "forward" in layer.__dict__:
         return "its forward is replaced"
     if any(getattr(layer, name) for name in _HOOKS):
         return "it has hooks"
-    if type(layer.weight) not in (Tensor, nn.Parameter):
+    if type(layer.weight) not in (Tensor, nn.Parameter, FakeTensor):  # the last while something traces
         return f"its weight is a {type(layer.weight).__name__}"
     return None
 

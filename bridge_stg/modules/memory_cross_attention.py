@@ -60,6 +60,12 @@ class MemoryCrossAttention(nn.Module):
             an unknown path or library.
     """
 
+    in_proj_weight: Tensor | None
+    in_proj_bias: Tensor | None
+    q_proj_weight: Tensor | None
+    k_proj_weight: Tensor | None
+    v_proj_weight: Tensor | None
+
     def __init__(
         self,
         embed_dim: int,
@@ -80,11 +86,11 @@ class MemoryCrossAttention(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        widths = {"embed_dim": embed_dim, "kdim": kdim, "vdim": vdim, "inner_dim": inner_dim}
-        for width, value in widths.items():
-            if value is not None or width == "embed_dim":
-                check_integer(name, width, value, 1)
+        check_integer(name, "embed_dim", embed_dim, 1)
         check_integer(name, "num_heads", num_heads, 1)
+        for width, value in {"kdim": kdim, "vdim": vdim, "inner_dim": inner_dim}.items():
+            if value is not None:
+                check_integer(name, width, value, 1)
         inner = embed_dim if inner_dim is None else inner_dim
         if inner % num_heads:
             divided = "embed_dim" if inner_dim is None else "inner_dim"
@@ -119,8 +125,8 @@ class MemoryCrossAttention(nn.Module):
 
         packed = self._qkv_same_embed_dim
         self.register_parameter("in_proj_weight", empty(3 * inner, embed_dim) if packed else None)
-        for part, width in (("q", embed_dim), ("k", self.kdim), ("v", self.vdim)):
-            self.register_parameter(f"{part}_proj_weight", None if packed else empty(inner, width))
+        for part, size in {"q": embed_dim, "k": self.kdim, "v": self.vdim}.items():
+            self.register_parameter(f"{part}_proj_weight", None if packed else empty(inner, size))
         self.register_parameter("in_proj_bias", empty(3 * inner) if bias else None)
         self.out_proj = nn.Linear(inner, embed_dim, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
@@ -200,9 +206,7 @@ class MemoryCrossAttention(nn.Module):
         # A guard would narrow the range of an exported dimension; projecting is right for all of it.
         return statically_known_true(fewer) if torch.compiler.is_exporting() else bool(fewer)
 
-    def absorbs(
-        self, queries: int, rows: int, device_type: str = "cpu", dtype: torch.dtype = torch.float32
-    ) -> bool:
+    def absorbs(self, queries: int, rows: int, device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> bool:
         """Whether this module goes the absorbed way where a call can: as `path` says, or by the rule."""
         if self.path == "auto":
             return self.uses_absorption(queries, rows, device_type, dtype)
@@ -254,7 +258,7 @@ class MemoryCrossAttention(nn.Module):
         if need_weights and need_mass:
             raise ValueError("need_weights and need_mass cannot both be set: the mass is the mean of the weights.")
         if is_causal and attn_mask is None:
-            raise ValueError("MemoryCrossAttention: is_causal needs an attn_mask: it only says that the mask is causal.")
+            raise ValueError("MemoryCrossAttention: is_causal needs an attn_mask: it says that the mask is causal.")
         call = AttentionCall(query, memory, None if one else value, position, bias, key_padding_mask, attn_mask)
         call.check("MemoryCrossAttention", self.num_heads, self.batch_first, (self.embed_dim, self.kdim, self.vdim))
         weights = self._weights()
@@ -279,17 +283,21 @@ class MemoryCrossAttention(nn.Module):
 
     def _weights(self) -> AttentionWeights:
         """The parameters, each read once: reading a parametrized weight may change it (spectral norm)."""
-        packed = self.in_proj_weight
-        parts = packed.chunk(3) if packed is not None else (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        bias = self.in_proj_bias
-        biases = (None,) * 3 if bias is None else bias.chunk(3)
-        return AttentionWeights(*parts, *biases, None if packed is None else PackedWeights(packed, bias))
+        packed, bias = self.in_proj_weight, self.in_proj_bias
+        parts = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if packed is None else packed.chunk(3)
+        q, k, v = cast(tuple[Tensor, Tensor, Tensor], parts)
+        q_bias, k_bias, v_bias = (None, None, None) if bias is None else bias.chunk(3)
+        return AttentionWeights(
+            q, k, v, q_bias, k_bias, v_bias, None if packed is None else PackedWeights(packed, bias)
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         """[B, length, E] -> [B, length, H, head_dim]."""
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
-    def _absorbed(self, call: AttentionCall, weights: AttentionWeights, need_mass: bool) -> tuple[Tensor, Tensor | None]:
+    def _absorbed(
+        self, call: AttentionCall, weights: AttentionWeights, need_mass: bool
+    ) -> tuple[Tensor, Tensor | None]:
         batch, count, _ = call.query.shape
         bias, padding = split_padding(call.bias, call.key_padding_mask)
         out, lse, *masses = attend_heads(

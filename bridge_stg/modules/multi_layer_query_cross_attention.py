@@ -109,7 +109,7 @@ class MultiLayerQueryCrossAttention(nn.Module):
         packed = [_readable_weights(layer, memory) for layer in layers] if fuse else [None]
         if all(weights is not None for weights in packed):
             made = project_memory([x for x in packed if x is not None], layers[0].num_heads, memory, position)
-            pairs = WeakKeyDictionary(zip(layers, made, strict=True))
+            pairs = WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]](zip(layers, made, strict=True))
             memory = memory.view_as(memory)  # the name under which the layers find them
             PROJECTED[memory] = ProjectedMemory(position, pairs)
         return memory if position is None else (memory, position)
@@ -158,6 +158,6 @@ def _readable_weights(layer: MemoryCrossAttention, memory: Tensor) -> PackedWeig
     weight, bias = layer.in_proj_weight, layer.in_proj_bias
     plain = type(weight) is nn.Parameter and weight.shape == (3 * layer.embed_dim, layer.embed_dim)
     hooked = layer._forward_pre_hooks or "forward" in vars(layer)
-    if not plain or hooked or weight.device != memory.device or type(bias) not in (nn.Parameter, type(None)):
+    if weight is None or not plain or hooked or weight.device != memory.device:
         return None
-    return PackedWeights(weight, bias)
+    return PackedWeights(weight, bias) if type(bias) in (nn.Parameter, type(None)) else None

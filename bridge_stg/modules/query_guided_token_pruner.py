@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..ops import prune_tokens, score_tokens
 from ..ops._checks import BOOLEAN, FLOATING, Expect, check_choice, check_integer, check_number, check_tensors
 from ..ops._scoring import REDUCES, SCORINGS, inverse_norm
-from ..ops.prune_tokens import Reduce, Scoring
+from ..ops.prune_tokens import Reduce, Scoring, gather_rows
 from ._linear import check_like_weight, input_dtype, weight_obstacle, without_autocast
 
 Gate = Literal["soft", "straight_through"]
@@ -115,11 +115,11 @@ class QueryGuidedTokenPruner(nn.Module):
 
     def keep_count(self, size: int) -> int:
         """Tokens kept of a segment of `size`."""
-        # `sym_min` and `sym_max` leave a size that is traced without a guard.
+        # `sym_min` and `sym_max` put no guard on a size that is traced.
         if isinstance(self.keep, int):
-            return torch.sym_min(self.keep, size)
+            return cast(int, torch.sym_min(self.keep, size))
         # 0.07 * 100 is 7.000000000000001 in binary, and must still be 7.
-        return torch.sym_min(torch.sym_max(1, math.ceil(self.keep * size - 1e-9)), size)
+        return cast(int, torch.sym_min(torch.sym_max(1, math.ceil(self.keep * size - 1e-9)), size))
 
     def forward(
         self, tokens: Tensor, queries: Tensor, mask: Tensor | None = None, *, return_scores: bool = False
@@ -161,7 +161,7 @@ class QueryGuidedTokenPruner(nn.Module):
         else:
             kept, index, score = prune_tokens(compared, query, keep, scoring=scoring, reduce=reduce, mask=drawn)
         if compared is not tokens:
-            kept = tokens.take_along_dim(index[..., None], dim=1)
+            kept = gather_rows(tokens, index)
         log_gate = F.logsigmoid(score + self.gate_bias)
         if self.gate == "straight_through":
             hidden = log_gate == -torch.inf
