@@ -118,12 +118,12 @@ class MemoryCrossAttention(nn.Module):
         # Code written for `nn.MultiheadAttention` reads these.
         self.bias_k = self.bias_v = None
         self.add_zero_attn = False
-        self._qkv_same_embed_dim = self.kdim == self.vdim == inner == embed_dim
+        self._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer multiplies the weights itself
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
 
-        packed = self._qkv_same_embed_dim
+        packed = self.kdim == self.vdim == inner == embed_dim
         self.register_parameter("in_proj_weight", empty(3 * inner, embed_dim) if packed else None)
         for part, size in {"q": embed_dim, "k": self.kdim, "v": self.vdim}.items():
             self.register_parameter(f"{part}_proj_weight", None if packed else empty(inner, size))
