@@ -19,7 +19,8 @@ def copy_multihead_attention(
     """What `MemoryCrossAttention.from_multihead_attention` does."""
     name = f"{cls.__name__}.from_multihead_attention"
     if not isinstance(attention, nn.MultiheadAttention):
-        raise TypeError(f"{name}: attention must be an nn.MultiheadAttention, got {type(attention).__name__}.")
+        kind = f"{type(attention).__module__}.{type(attention).__qualname__}"
+        raise TypeError(f"{name}: attention must be a torch.nn.MultiheadAttention, got a {kind}.")
     if attention.bias_k is not None or attention.add_zero_attn:
         raise ValueError(f"{name}: attention must be without add_bias_kv and add_zero_attn: added rows are no memory.")
     own = getattr(attention.forward, "__func__", None) is nn.MultiheadAttention.forward

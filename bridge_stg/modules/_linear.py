@@ -21,7 +21,7 @@ def weight_obstacle(layer: nn.Module) -> str | None:
     the call (offload, weight norm, observers) and where the weight is no plain tensor (sharded, quantised).
     """
     if type(layer) not in (nn.Linear, NonDynamicallyQuantizableLinear):
-        return f"it is a {type(layer).__name__}"
+        return f"it is a {type(layer).__module__}.{type(layer).__qualname__}"
     if "forward" in layer.__dict__:
         return "its forward is replaced"
     if any(getattr(layer, name) for name in _HOOKS):

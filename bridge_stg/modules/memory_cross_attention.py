@@ -7,7 +7,6 @@ from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional as F
 
 from ..ops._checks import FLOATING, check_choice, check_integer, check_number
@@ -203,8 +202,11 @@ class MemoryCrossAttention(nn.Module):
         fold, share = (2, 1.25) if native else (1, 0.7)
         cost = queries * (fold * inner * width + rows * (self.num_heads * width - inner))
         fewer = cost <= share * rows * width * inner
-        # A guard would narrow the range of an exported dimension; projecting is right for all of it.
-        return statically_known_true(fewer) if torch.compiler.is_exporting() else bool(fewer)
+        if torch.compiler.is_exporting():  # a guard would narrow a dynamic size; projecting is right for all of them
+            from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+            return statically_known_true(fewer)
+        return bool(fewer)
 
     def absorbs(self, queries: int, rows: int, device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> bool:
         """Whether this module goes the absorbed way where a call can: as `path` says, or by the rule."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 from weakref import WeakKeyDictionary
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import share_memory
 from ..ops._checks import FLOATING, Expect, check_integer, check_tensors
+from ._linear import autocast_enabled
 from ._projected_memory import PROJECTED, PackedWeights, ProjectedMemory, project_memory
 from .memory_cross_attention import MemoryCrossAttention, Path
 
@@ -106,9 +107,9 @@ class MultiLayerQueryCrossAttention(nn.Module):
         if layers[0].absorbs(queries, memory.shape[1], memory.device.type, memory.dtype):
             return share_memory(memory, position)
         fuse = memory.is_cuda if fuse is None else fuse
-        packed = [_readable_weights(layer, memory) for layer in layers] if fuse else [None]
-        if all(weights is not None for weights in packed):
-            made = project_memory([x for x in packed if x is not None], layers[0].num_heads, memory, position)
+        packed = [_readable_weights(layer, memory) for layer in layers] if fuse and _alike(layers) else [None]
+        if None not in packed:
+            made = project_memory(cast(list[PackedWeights], packed), layers[0].num_heads, memory, position)
             pairs = WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]](zip(layers, made, strict=True))
             memory = memory.view_as(memory)  # the name under which the layers find them
             PROJECTED[memory] = ProjectedMemory(position, pairs)
@@ -156,8 +157,13 @@ def _readable_weights(layer: MemoryCrossAttention, memory: Tensor) -> PackedWeig
     Not while they are sharded or offloaded, and not where a parametrization or a hook makes them at the call.
     """
     weight, bias = layer.in_proj_weight, layer.in_proj_bias
-    plain = type(weight) is nn.Parameter and weight.shape == (3 * layer.embed_dim, layer.embed_dim)
     hooked = layer._forward_pre_hooks or "forward" in vars(layer)
-    if weight is None or not plain or hooked or weight.device != memory.device:
+    if hooked or type(weight) is not nn.Parameter or type(bias) not in (nn.Parameter, type(None)):
         return None
-    return PackedWeights(weight, bias) if type(bias) in (nn.Parameter, type(None)) else None
+    fits = weight.shape == (3 * layer.embed_dim, layer.embed_dim) and weight.device == memory.device
+    same = weight.dtype == memory.dtype or autocast_enabled(memory)
+    return PackedWeights(weight, bias) if fits and same else None
+
+
+def _alike(layers: list[MemoryCrossAttention]) -> bool:
+    return len({(x.embed_dim, x.num_heads, x.in_proj_bias is None) for x in layers}) == 1
