@@ -45,7 +45,9 @@ class AttentionCall(NamedTuple):
         """
         for name, x in self._asdict().items():
             if isinstance(x, Tensor) and x.is_nested:
-                raise TypeError(f"{op}: {name} must not be a nested tensor: pad it and pass a key_padding_mask.")
+                raise TypeError(
+                    f"{op}: {name} must not be nested: pad it (nn.TransformerEncoder: enable_nested_tensor=False)."
+                )
         single = isinstance(self.query, Tensor) and self.query.dim() == 2
         rows = "{} {}" if single else "B {} {}" if batch_first else "{} B {}"
         keys = "M" if single else "B M"

@@ -317,7 +317,7 @@ class MemoryCrossAttention(nn.Module):
         mass = masses[0] / (count * self.num_heads) if masses else None
         if weights.v_bias is None:
             return out, mass
-        if padding is None and bias is None:
+        if padding is None and bias is None and call.memory.shape[1]:
             return out + weights.v_bias, mass
         # Whether a row sees a key does not depend on its head.
         seen = lse.view(batch, count, self.num_heads)[..., :1] != -torch.inf

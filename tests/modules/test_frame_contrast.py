@@ -45,5 +45,5 @@ def test_clips_without_both_kinds_do_not_count():
 
 
 def test_temperature_must_be_positive():
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
         FrameContrast(4, 4, temperature=0)
