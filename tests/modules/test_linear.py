@@ -103,7 +103,7 @@ def test_adapters_on_every_linear_layer_take_part(case, dora):
     make, call = CASES[case]
     config = peft.LoraConfig(target_modules="all-linear", init_lora_weights=False, use_dora=dora)
     torch.manual_seed(0)
-    adapted = peft.get_peft_model(make(), config).base_model.model
+    adapted: Any = peft.get_peft_model(make(), config).base_model.model
     result = call(adapted)
     sum(x.square().sum() for x in floats(result)).backward()
     # Boxes start at their references: in front of a zero layer there is no gradient, though a layer takes part.
@@ -118,7 +118,7 @@ def test_adapters_on_every_linear_layer_take_part(case, dora):
 def test_an_adapter_on_the_packed_projection_takes_part_in_what_is_projected_at_once():
     plain = MultiLayerQueryCrossAttention(C, H, 2, path="projected")
     config = peft.LoraConfig(target_modules=[], target_parameters=["in_proj_weight"], init_lora_weights=False)
-    adapted = peft.get_peft_model(copy.deepcopy(plain), config).base_model.model
+    adapted: Any = peft.get_peft_model(copy.deepcopy(plain), config).base_model.model
     query, memory = tensors()
     shared = adapted.share(memory, queries=3, fuse=True)
     out = [adapted.layer(i, query, shared) for i in range(2)]
@@ -131,7 +131,7 @@ def test_an_adapter_on_the_packed_projection_takes_part_in_what_is_projected_at_
 def test_importance_of_a_wrapped_attention():
     query, memory = tensors()
     attention = MemoryCrossAttention(C, H)
-    wrapped = peft.get_peft_model(copy.deepcopy(attention), peft.LoraConfig(target_modules=["out_proj"]))
+    wrapped: Any = peft.get_peft_model(copy.deepcopy(attention), peft.LoraConfig(target_modules=["out_proj"]))
     assert_same(importance(wrapped, query, memory), importance(attention, query, memory))
 
 
@@ -145,7 +145,7 @@ def test_a_parametrized_projection_of_the_pruner(projection):
     pruner = QueryGuidedTokenPruner(C, C, 16)
     doubled = copy.deepcopy(pruner)
     with torch.no_grad():
-        doubled.get_submodule(projection).weight.mul_(2)
+        doubled.get_parameter(f"{projection}.weight").mul_(2)
     parametrize.register_parametrization(pruner.get_submodule(projection), "weight", Double())
     assert_same(prune(pruner), prune(doubled))
 
@@ -203,7 +203,8 @@ def test_a_quantised_projection_is_called():
             return self.linear(x)
 
     expected = prune(pruner)
-    pruner.query_proj, pruner.token_proj = Stored(pruner.query_proj), Stored(pruner.token_proj)  # type: ignore
+    for name in ("query_proj", "token_proj"):
+        setattr(pruner, name, Stored(getattr(pruner, name)))
     assert_same(prune(pruner), expected)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert_same(prune(pruner), expected)  # not under autocast either
@@ -237,7 +238,7 @@ def test_a_called_projection_gives_gradients_and_tokens_of_the_absorbed_one():
 
 def test_a_projection_that_is_called_compiles():
     query, memory = tensors()
-    pruner = peft.get_peft_model(
+    pruner: Any = peft.get_peft_model(
         QueryGuidedTokenPruner(C, C, 16), peft.LoraConfig(target_modules=["token_proj"], init_lora_weights=False)
     ).base_model.model
     torch._dynamo.reset()

@@ -218,7 +218,7 @@ def test_misuse_is_a_sentence():
         ((8, 2), {"vdim": 2.0}, "vdim must be an int, got float"),
         ((8, 2), {"inner_dim": 3}, "num_heads must divide inner_dim=3, got 2"),
         ((8, 2, 1.5), {}, r"dropout must be in 0\.\.1, got 1\.5"),
-        ((8, 2, math.nan), {}, r"dropout must be in 0\.\.1, got nan"),
+        ((8, 2, math.nan), {}, "dropout must be .*, got nan"),
         ((8, 2, "0"), {}, "dropout must be a number, got str"),
         ((8, 2), {"dtype": torch.int64}, r"dtype must be floating point, got torch\.int64"),
         ((8, 2), {"add_bias_kv": True}, "add_bias_kv and add_zero_attn must be False"),
