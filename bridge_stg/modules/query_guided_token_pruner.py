@@ -208,7 +208,7 @@ class QueryGuidedTokenPruner(nn.Module):
             if weight_obstacle(self.query_proj) is None:
                 check_like_weight(type(self).__name__, self.query_proj.weight, queries=queries)
             query = self.query_proj(queries)
-            if weight_obstacle(self.token_proj) is None:
+            if weight_obstacle(self.token_proj) is None and self.token_proj.bias is None:
                 check_like_weight(type(self).__name__, self.token_proj.weight, queries=query)
                 return tokens, query @ (self.token_proj.weight / math.sqrt(self.score_dim)), self.scoring
             projected = self.token_proj(tokens.to(input_dtype(self.token_proj, tokens)))

@@ -210,6 +210,14 @@ def test_a_quantised_projection_is_called():
         assert_same(prune(pruner), expected)  # not under autocast either
 
 
+def test_a_projection_with_a_bias_takes_its_bias():
+    query, memory = tensors()
+    pruner = QueryGuidedTokenPruner(C, C, 16)
+    pruner.token_proj = nn.Linear(C, 16)
+    expected = (pruner.query_proj(query) @ pruner.token_proj(memory).transpose(1, 2) / 4).amax(dim=1)
+    torch.testing.assert_close(pruner.scores(memory, query), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_hooks_see_the_tokens_and_change_the_scores():
     query, memory = tensors()
     pruner, seen = QueryGuidedTokenPruner(C, C, 16), []
