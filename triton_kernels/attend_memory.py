@@ -32,6 +32,7 @@ from .attend_memory_tiles import (
     mass_tile,
     padded_width,
     split_keys,
+    widened,
 )
 from .heuristics import multiprocessors
 from .ranges import nvtx_range
@@ -167,6 +168,9 @@ def forward(
 
     A query that is not contiguous is copied; memory and position are read by their strides.
     """
+    if (wide := widened(query, memory, position)) is not None:
+        out, *rest = forward(*wide, bias, key_mask, index, window, scale, return_mass, stash)
+        return out.to(query.dtype), *rest
     batch, rows, width = query.shape
     keys = memory.shape[1] if index is None else index.shape[1]
     query = query.contiguous()

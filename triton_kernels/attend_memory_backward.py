@@ -24,6 +24,7 @@ from .attend_memory_tiles import (
     padded_width,
     query_tile,
     split_keys,
+    widened,
 )
 from .heuristics import multiprocessors
 
@@ -147,6 +148,11 @@ def query_gradients(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor]:
     """d query [B, R, C], and d bias [B, M] or an empty tensor; query and d_out are contiguous."""
+    if (wide := widened(query, d_out, memory, position)) is not None:
+        d_query, d_bias = query_gradients(
+            *wide[:2], lse, delta, *wide[2:], bias, key_mask, index, window, scale, need_bias
+        )
+        return d_query.to(query.dtype), d_bias
     batch, rows, width = query.shape
     keys = memory.shape[1] if index is None else index.shape[1]
     tensors, strides = key_arguments(memory, position, bias, key_mask, index, window)

@@ -28,6 +28,7 @@ from .attend_memory_tiles import (
     loop_bound,
     memory_tile,
     padded_width,
+    widened,
 )
 from .ranges import nvtx_range
 
@@ -160,6 +161,10 @@ def memory_gradients(
     need_position: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """As `hub_backward`, for layers that share one `index` and one `window` over their packed rows."""
+    if (wide := widened(memory, position)) is not None:
+        layers = [layer._replace(query=layer.query.float(), d_out=layer.d_out.float()) for layer in layers]
+        grads = memory_gradients(layers, *wide, index, window, need_position)
+        return grads[0].to(memory.dtype), None if grads[1] is None else grads[1].to(memory.dtype)
     batch, size, width = memory.shape
     keys = size if index is None else index.shape[1]
     query, d_out, lse, delta = (_pack(parts) for parts in zip(*(layer[:4] for layer in layers), strict=True))

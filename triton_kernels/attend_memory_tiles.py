@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -19,6 +19,17 @@ SIDES = ["bias_b", "bias_m", "mask_b", "mask_m", "index_b", "index_k", "window_b
 
 WIDTHS = (64, 128, 256, 512)
 MOST_SPLITS = 128
+
+
+def widened(*tensors: Tensor | None) -> tuple[Any, ...] | None:
+    """The tensors with bfloat16 made float32 where the interpreter runs, whose `tl.dot` of it is silently wrong.
+
+    None where the call may go on as it is.
+    """
+    wrong = [x is not None and x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors]
+    if not any(wrong):
+        return None
+    return tuple(x if x is None or not narrow else x.float() for x, narrow in zip(tensors, wrong, strict=True))
 
 
 class Tile(NamedTuple):

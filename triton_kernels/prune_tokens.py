@@ -14,7 +14,7 @@ from torch import Tensor
 from .heuristics import choose_config, select_span, upcasts
 from .ranges import nvtx_range
 from .score_gradients import Rows, score_gradients
-from .scores import score_kernel, score_rows
+from .scores import fold_mean, score_kernel, score_rows
 from .selection import copy_rows, largest_key, largest_key_of_many, load_keys, place_picks
 
 LONG_BLOCK = 4096
@@ -33,6 +33,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(kept [B, k, D], index [B, k], score [B, k], scores [B, N] or empty); see the op's `reference`."""
     batch, length, width = tokens.shape
+    if not 1 <= keep <= length:
+        raise ValueError(f"prune_tokens: keep must be in 1..{length} (tokens per segment), got {keep}.")
     kept = tokens.new_empty(batch, keep, width)
     index = tokens.new_empty(batch, keep, dtype=torch.int64)
     score = tokens.new_empty(batch, keep, dtype=torch.float32)
@@ -57,6 +59,7 @@ def _launch(
     batch, length, width = tokens.shape
     keep = kept.shape[1]
     config = choose_config("prune_tokens", tokens, queries, batch, length)
+    upcast, queries = upcasts(tokens, queries), fold_mean(queries, reduce)
     span = select_span(length)
     flags = None if mask is None else mask.view(torch.uint8)
     mask_strides = (0, 0) if mask is None else mask.stride()
@@ -65,7 +68,7 @@ def _launch(
         "BLOCK_N": config.block_n,
         "BLOCK_Q": config.block_q,
         "BLOCK_D": config.block_d,
-        "UPCAST": upcasts(tokens, queries),
+        "UPCAST": upcast,
         "COSINE": scoring == "cosine",
         "REDUCE": reduce,
     }

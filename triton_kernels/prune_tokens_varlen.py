@@ -14,7 +14,7 @@ from torch import Tensor
 from .heuristics import choose_config, upcasts
 from .ranges import nvtx_range
 from .score_gradients import Rows, score_gradients
-from .scores import score_kernel
+from .scores import fold_mean, score_kernel
 from .segments import bounds_kernel, locate
 from .selection import copy_rows, largest_key_of_many, load_keys, place_picks
 
@@ -39,6 +39,7 @@ def forward(
     rows, width = tokens.shape
     segments = queries.shape[0]
     config = choose_config("prune_tokens_varlen", tokens, queries, segments, max(rows // segments, 1))
+    upcast, queries = upcasts(tokens, queries), fold_mean(queries, reduce)
     packed = tokens.new_empty(capacity, width)
     index = tokens.new_empty(capacity, dtype=torch.int64)
     score = tokens.new_empty(capacity, dtype=torch.float32)
@@ -70,7 +71,7 @@ def forward(
         BLOCK_N=config.block_n,
         BLOCK_Q=config.block_q,
         BLOCK_D=config.block_d,
-        UPCAST=upcasts(tokens, queries),
+        UPCAST=upcast,
         COSINE=scoring == "cosine",
         REDUCE=reduce,
         PACKED=True,

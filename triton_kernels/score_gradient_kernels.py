@@ -18,7 +18,7 @@ def weighted_dot(weights, values, total, UPCAST: tl.constexpr):
     bfloat16 values meet the weights as the sum of two bfloat16, which tensor cores multiply exactly; float16 has not
     the range for that.
     """
-    if UPCAST or values.dtype == tl.float16:
+    if UPCAST or values.dtype == tl.float16 or values.dtype == tl.float32:
         total = tl.dot(weights, values.to(tl.float32), total, input_precision="ieee")
     else:
         high = weights.to(values.dtype)
@@ -65,7 +65,7 @@ def coefficient_kernel(
     Args:
         x, score, gradient, extra, index, offsets, segments, length, keep: as in `Rows` and `score_gradients` there.
         coefficients: [rows, Q] float32, written.
-        shrink: [rows] float32, written for cosine: d x = coefficients @ queries - shrink * x.
+        shrink: [rows, 2] float32, written for cosine: d x = coefficients @ queries - shrink[0] * (shrink[1] * x).
     """
     segment, start, size, tile = locate(tl.program_id(0), offsets, segments, length, BLOCK_N, PACKED)
     row = tile * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -93,7 +93,7 @@ def coefficient_kernel(
     written = row < size
     first_query = query_count * 0
     while first_query < query_count:
-        dots, square = products(
+        dots, square, lift = products(
             x,
             queries + first * query_stride_b,
             row,
@@ -110,11 +110,16 @@ def coefficient_kernel(
             BLOCK_D,
             UPCAST,
             COSINE,
+            REDUCE == "mean",
         )
         if COSINE:
             inverse = inverse_norm(square)
+            dots = dots * (scale * inverse)[:, None]
+            # Of the row as it is; the reciprocal of the shortest is beyond float32.
+            inverse = tl.minimum(inverse * lift, 3.4e38)
             factor = scale * inverse
-        dots = dots * factor[:, None]
+        else:
+            dots = dots * factor[:, None]
         q = first_query + lane
         inside = (q < query_count)[None, :]
         tl.store(into[:, None] + q[None, :], dots, mask=written[:, None] & inside)
@@ -143,7 +148,7 @@ def coefficient_kernel(
         if REDUCE == "max":
             weight = (winner[:, None] == q[None, :]).to(tl.float32)
         elif REDUCE == "mean":
-            weight = tl.zeros([BLOCK_N, BLOCK_Q], tl.float32) + 1.0 / query_count
+            weight = tl.full([BLOCK_N, BLOCK_Q], 1.0, tl.float32)  # of the one folded query
         else:
             weight = tl.exp(dots - top[:, None]) / mass[:, None]
         weight = tl.where(inside, weight * grad[:, None], 0.0)
@@ -154,7 +159,8 @@ def coefficient_kernel(
         )
         first_query += BLOCK_Q
     if COSINE:
-        tl.store(shrink + start + row, taken * inverse * inverse, mask=written)
+        tl.store(shrink + 2 * (start + row), taken * inverse, mask=written)
+        tl.store(shrink + 2 * (start + row) + 1, inverse, mask=written)
 
 
 @triton.jit(do_not_specialize=["segments", "length", "query_count", "splits"])
@@ -289,7 +295,8 @@ def token_kernel(
         alive = tl.load(score + source, mask=scored, other=0.0) != float("-inf")
         scored = scored & alive
     if coefficients is not None and COSINE:
-        off = tl.load(shrink + source, mask=scored, other=0.0)
+        off = tl.load(shrink + 2 * source, mask=scored, other=0.0)
+        inverse = tl.load(shrink + 2 * source + 1, mask=scored, other=0.0)
     queries += first * query_stride_b
     into = d_tokens + (start + row) * WIDTH
     for step in range(0, WIDTH, BLOCK_D):
@@ -319,7 +326,7 @@ def token_kernel(
                     mask=scored[:, None] & inside[None, :],
                     other=0.0,
                 )
-                total -= off[:, None] * value.to(tl.float32)
+                total -= off[:, None] * (value.to(tl.float32) * inverse[:, None])
         if grad_kept is not None:
             grad = tl.load(
                 grad_kept + place.to(tl.int64)[:, None] * grad_stride_n + column[None, :] * grad_stride_d,

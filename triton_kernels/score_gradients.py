@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .heuristics import Config, gradient_config, multiprocessors, upcasts
 from .score_gradient_kernels import coefficient_kernel, query_kernel, token_kernel
+from .scores import fold_mean
 
 
 @dataclass(frozen=True)
@@ -80,18 +81,20 @@ def score_gradients(
             queries.new_zeros(queries.shape) if need_queries else d_queries,
         )
     scored = rows.gradient is not None
+    config = gradient_config(template, queries)
+    upcast = upcasts(template, queries)
+    asked, queries = queries, fold_mean(queries, reduce)
+    query_count = queries.shape[1]
     x = template if rows.x is None else rows.x
     x_strides = (0, *x.stride()) if packed else x.stride()
     coefficients = shrink = None
-    config = gradient_config(template, queries)
-    upcast = upcasts(template, queries)
     shape = {"WIDTH": width, "BLOCK_Q": config.block_q, "BLOCK_D": config.block_d, "UPCAST": upcast}
     shape |= {"COSINE": scoring == "cosine", "PACKED": packed}
     if scored:
         assert rows.gradient is not None
         count = rows.gradient.numel()
         coefficients = template.new_empty(count, query_count, dtype=torch.float32)
-        shrink = template.new_empty(count, dtype=torch.float32) if scoring == "cosine" else None
+        shrink = template.new_empty(count, 2, dtype=torch.float32) if scoring == "cosine" else None
         coefficient_kernel[(_tiles(rows.length, segments, config.block_n, packed),)](
             x,
             queries,
@@ -116,9 +119,11 @@ def score_gradients(
             **config.launch(),
         )
     if need_queries and not scored:
-        d_queries = queries.new_zeros(queries.shape)
+        d_queries = asked.new_zeros(asked.shape)
     elif need_queries:
         d_queries = _query_gradient(rows, x, x_strides, queries, coefficients, masked, shape, config)
+        if reduce == "mean":
+            d_queries = (d_queries / asked.shape[1]).to(asked.dtype).expand(asked.shape).contiguous()
     if need_tokens:
         d_tokens = template.new_empty(tokens_shape)
         grad_strides = (0, 0, 0) if grad_kept is None else (0, *grad_kept.stride()) if packed else grad_kept.stride()

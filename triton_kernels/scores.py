@@ -2,8 +2,106 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from .segments import locate
+
+
+def fold_mean(queries: Tensor, reduce: str) -> Tensor:
+    """The queries as the kernels take them: for "mean" their mean [B, 1, D] in float32, as the op defines it."""
+    return queries.float().mean(dim=1, keepdim=True) if reduce == "mean" else queries
+
+
+@triton.jit
+def lifted_products(
+    tokens,
+    queries,
+    row,
+    live,
+    lift,
+    first_query,
+    query_count,
+    token_stride_n,
+    token_stride_d,
+    query_stride_q,
+    query_stride_d,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    UPCAST: tl.constexpr,
+    COSINE: tl.constexpr,
+    FOLDED: tl.constexpr,
+):
+    """x . q as [BLOCK_N, BLOCK_Q], and |x|^2 where the scoring is cosine, from one reading of the rows times `lift`.
+
+    `lift` [BLOCK_N] holds powers of two, or is None for rows as they are. A single folded query fills no tile of a
+    matrix product: its products are summed as they are, and repeated BLOCK_Q times.
+    """
+    q = first_query + tl.arange(0, BLOCK_Q)
+    x_row = tokens + row.to(tl.int64) * token_stride_n
+    q_row = queries + q.to(tl.int64) * query_stride_q
+    dots = tl.zeros([BLOCK_N, BLOCK_Q], tl.float32)
+    dot = tl.zeros([BLOCK_N], tl.float32)
+    square = tl.zeros([BLOCK_N], tl.float32)
+    for step in range(0, WIDTH, BLOCK_D):
+        d = step + tl.arange(0, BLOCK_D)
+        inside = d < WIDTH
+        column = d.to(tl.int64)
+        x = tl.load(
+            x_row[:, None] + column[None, :] * token_stride_d,
+            mask=live[:, None] & inside[None, :],
+            other=0.0,
+        )  # [BLOCK_N, BLOCK_D]
+        if lift is not None:
+            x = (x.to(tl.float32) * lift[:, None]).to(x.dtype)
+        if COSINE:
+            wide = x.to(tl.float32)
+            square += tl.sum(wide * wide, 1)
+        if FOLDED:
+            query = tl.load(queries + column * query_stride_d, mask=inside, other=0.0)  # [BLOCK_D]
+            dot += tl.sum(x.to(tl.float32) * query[None, :], 1)
+        else:
+            query = tl.load(
+                q_row[None, :] + column[:, None] * query_stride_d,
+                mask=(q < query_count)[None, :] & inside[:, None],
+                other=0.0,
+            )  # [BLOCK_D, BLOCK_Q]
+            if UPCAST:
+                dots = tl.dot(x.to(tl.float32), query.to(tl.float32), dots, input_precision="ieee")
+            else:
+                dots = tl.dot(x, query, dots)
+    if FOLDED:
+        dots += dot[:, None]
+    return dots, square
+
+
+@triton.jit
+def lift_of(
+    tokens,
+    row,
+    beyond,
+    token_stride_n,
+    token_stride_d,
+    WIDTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Powers of two [BLOCK_N] that take the rows in `beyond` to numbers around 1; 1 for the others and what is 0."""
+    peak = tl.zeros([BLOCK_N], tl.float32)
+    x_row = tokens + row.to(tl.int64) * token_stride_n
+    for step in range(0, WIDTH, BLOCK_D):
+        d = step + tl.arange(0, BLOCK_D)
+        x = tl.load(
+            x_row[:, None] + d.to(tl.int64)[None, :] * token_stride_d,
+            mask=beyond[:, None] & (d < WIDTH)[None, :],
+            other=0.0,
+        )
+        peak = tl.maximum(peak, tl.max(tl.abs(x.to(tl.float32)), 1))
+    # 2^-e of the exponent's bits, both ends of which have no normal reciprocal.
+    exponent = tl.minimum(tl.maximum((peak.to(tl.uint32, bitcast=True) >> 23).to(tl.int32), 1), 253)
+    lift = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
+    return tl.where((peak > 0.0) & (peak < float("inf")), lift, 1.0)
 
 
 @triton.jit
@@ -24,35 +122,34 @@ def products(
     BLOCK_D: tl.constexpr,
     UPCAST: tl.constexpr,
     COSINE: tl.constexpr,
+    FOLDED: tl.constexpr,
 ):
-    """x . q as [BLOCK_N, BLOCK_Q], and |x|^2 where the scoring is cosine, from one reading of the rows."""
-    q = first_query + tl.arange(0, BLOCK_Q)
-    x_row = tokens + row.to(tl.int64) * token_stride_n
-    q_row = queries + q.to(tl.int64) * query_stride_q
-    dots = tl.zeros([BLOCK_N, BLOCK_Q], tl.float32)
-    square = tl.zeros([BLOCK_N], tl.float32)
-    for step in range(0, WIDTH, BLOCK_D):
-        d = step + tl.arange(0, BLOCK_D)
-        inside = d < WIDTH
-        column = d.to(tl.int64)
-        x = tl.load(
-            x_row[:, None] + column[None, :] * token_stride_d,
-            mask=live[:, None] & inside[None, :],
-            other=0.0,
-        )  # [BLOCK_N, BLOCK_D]
-        query = tl.load(
-            q_row[None, :] + column[:, None] * query_stride_d,
-            mask=(q < query_count)[None, :] & inside[:, None],
-            other=0.0,
-        )  # [BLOCK_D, BLOCK_Q]
-        if COSINE:
-            wide = x.to(tl.float32)
-            square += tl.sum(wide * wide, 1)
-        if UPCAST:
-            dots = tl.dot(x.to(tl.float32), query.to(tl.float32), dots, input_precision="ieee")
-        else:
-            dots = tl.dot(x, query, dots)
-    return dots, square
+    """`lifted_products`, and the lift [BLOCK_N] of each row: 1 but for cosine of rows whose squares float32 lacks."""
+    dots, square = lifted_products(
+        tokens, queries, row, live, None, first_query, query_count,
+        token_stride_n, token_stride_d, query_stride_q, query_stride_d,
+        WIDTH, BLOCK_N, BLOCK_Q, BLOCK_D, UPCAST, COSINE, FOLDED,
+    )  # fmt: skip
+    lift = tl.full([BLOCK_N], 1.0, tl.float32)
+    if COSINE and tokens.dtype.element_ty != tl.float16:  # whose squares all fit
+        beyond = live & ((square < 8.67e-19) | (square > 1.2e24))  # 2^-60, 2^80
+        if tl.sum(beyond.to(tl.int32), 0) > 0:
+            # Rare, and so by small steps and without matrix products, whose tiles would cost all calls registers.
+            lift = lift_of(tokens, row, beyond, token_stride_n, token_stride_d, WIDTH, BLOCK_N, 16)
+            lifted = lift != 1.0
+            count = tl.where(tl.sum(lifted.to(tl.int32), 0) > 0, tl.minimum(query_count - first_query, BLOCK_Q), 0)
+            number = count * 0
+            while number < count:
+                dot, own = lifted_products(
+                    tokens, queries + (first_query + number).to(tl.int64) * query_stride_q, row, live, lift, 0, 1,
+                    token_stride_n, token_stride_d, query_stride_q, query_stride_d,
+                    WIDTH, BLOCK_N, BLOCK_Q, 16, UPCAST, COSINE, True,
+                )  # fmt: skip
+                ours = (tl.arange(0, BLOCK_Q) == number)[None, :] & lifted[:, None]
+                dots = tl.where(ours | (FOLDED & lifted[:, None]), dot, dots)
+                square = tl.where(lifted, own, square)
+                number += 1
+    return dots, square, lift
 
 
 @triton.jit
@@ -86,7 +183,7 @@ def score_rows(
     total = tl.zeros([BLOCK_N], tl.float32)
     first_query = query_count * 0
     while first_query < query_count:
-        dots, square = products(
+        dots, square, _lift = products(
             tokens,
             queries,
             row,
@@ -103,13 +200,14 @@ def score_rows(
             BLOCK_D,
             UPCAST,
             COSINE,
+            REDUCE == "mean",
         )
         dots = dots * scale
         if COSINE:
             dots = dots * inverse_norm(square)[:, None]
         inside = (first_query + tl.arange(0, BLOCK_Q) < query_count)[None, :]
-        if REDUCE == "mean":
-            total += tl.sum(tl.where(inside, dots, 0.0), 1)
+        if REDUCE == "mean":  # of the one folded query
+            total = tl.sum(tl.where(inside, dots, 0.0), 1)
         else:
             dots = tl.where(inside, dots, float("-inf"))
             # tl.max drops NaN.
@@ -125,7 +223,7 @@ def score_rows(
             best = new_best
         first_query += BLOCK_Q
     if REDUCE == "mean":
-        return total / query_count
+        return total
     elif REDUCE == "logsumexp":
         return tl.log(total) + tl.where(tl.abs(best) == float("inf"), 0.0, best)
     else:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ._checks import shorten
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -78,9 +80,13 @@ def choose_backend(op: str, requested: str | None, device_type: str, **call: Any
         call: what the backends' `limits` decide by.
 
     Raises:
+        TypeError: a request that is no name.
         ValueError: the requested backend does not exist, cannot run here, or does not run this call.
     """
     candidates = _REGISTRY[op]
+    if requested is not None and not isinstance(requested, str):
+        names = ", ".join(map(repr, candidates))
+        raise TypeError(f"{op}: backend must be one of {names}, or None, got {shorten(requested)}.")
     if requested is None:
         for candidate in candidates.values():
             if device_type not in candidate.only_if_asked and _refusal(candidate, device_type, call) is None:

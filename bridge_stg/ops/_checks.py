@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,9 @@ INTEGER = (torch.int64, torch.int32)
 BOOLEAN = (torch.bool,)
 INT64 = (torch.int64,)
 UINT8 = (torch.uint8,)
+INT64_MAX = 2**63 - 1
+FLOAT32_MAX = torch.finfo(torch.float32).max
+FLOAT32_MIN = 2.0**-149  # the smallest above 0
 
 
 class Expect(NamedTuple):
@@ -48,6 +52,8 @@ def check_tensors(op: str, *table: Expect) -> dict[str, int]:
             continue
         if not isinstance(value, Tensor):
             raise TypeError(f"{op}: {name} must be a tensor, got {type(value).__name__}.")
+        if value.layout != torch.strided:
+            raise TypeError(f"{op}: {name} must be a dense tensor, got layout {value.layout}.")
         if value.dtype not in expect.dtypes:
             allowed = " or ".join(str(dtype) for dtype in expect.dtypes)
             raise TypeError(f"{op}: {name} must be {allowed}, got {value.dtype}.")
@@ -84,25 +90,74 @@ def check_same_dtype(op: str, name: str, value: Tensor, **others: Tensor | None)
 
 
 def check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Raise ValueError unless `value` is one of the strings in `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {value!r}.")
+    """Raise unless `value` is one of the strings in `allowed`: TypeError for what is no string, else ValueError."""
+    if not isinstance(value, str) or value not in allowed:
+        problem = ValueError if isinstance(value, str) else TypeError
+        raise problem(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {shorten(value)}.")
 
 
-def check_integer(op: str, name: str, value: Any, low: int, high: int | None = None, meaning: str = "") -> None:
-    """Raise unless `value` is an int in low..high; `meaning` says in brackets what the bound is."""
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"in {low}..{high}"
-        raise ValueError(f"{op}: {name} must be {bounds}{f' ({meaning})' if meaning else ''}, got {value}.")
+def check_flag(op: str, name: str, value: Any) -> bool:
+    """Return `value` as a bool if it is one, of Python or NumPy, else raise TypeError."""
+    if not isinstance(value, bool) and type(value).__name__ not in ("bool", "bool_"):
+        raise TypeError(f"{op}: {name} must be True or False, got {shorten(value)}.")
+    return bool(value)
+
+
+def check_integer(op: str, name: str, value: Any, low: int, high: int = INT64_MAX, meaning: str = "") -> int:
+    """Return `value` as an int if it is an integer in low..high, of Python or NumPy.
+
+    While a graph is traced a bound that depends on a dynamic size is left to the kernels: asking would fix the size.
+
+    Args:
+        meaning: says in brackets what the bound is.
+
+    Raises:
+        TypeError: not an integer; a bool is none.
+        ValueError: out of range.
+    """
+    if not isinstance(value, (int, torch.SymInt)):
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"{op}: {name} must be an int, got {type(value).__name__}.")
+        value = int(value)
+    if isinstance(value, bool):
+        raise TypeError(f"{op}: {name} must be an int, got bool.")
+    if torch.compiler.is_compiling() or isinstance(value, torch.SymInt) or isinstance(high, torch.SymInt):
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        outside = statically_known_true(value < low) or statically_known_true(value > high)
+    else:
+        outside = value < low or value > high
+    if outside:
+        bounds = f"in {low}..{high} ({meaning})" if meaning else f"at least {low}" if value < low else f"at most {high}"
+        raise ValueError(f"{op}: {name} must be {bounds}, got {shorten(value)}.")
+    return value
 
 
 def check_number(op: str, name: str, value: Any) -> float:
-    """Return `value` as a float if it is a Python number, else raise TypeError."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """Return `value` as a float if it is a number, of Python or NumPy, that float32 holds: the kernels compute in it.
+
+    Raises:
+        TypeError: not a real number; a bool is none.
+        ValueError: NaN, infinite, or of a magnitude that float32 makes infinite or 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, numbers.Real)):
         raise TypeError(f"{op}: {name} must be a number, got {type(value).__name__}.")
+    # Integers are compared before the conversion, which some of them overflow.
+    size: Any = abs(value)
+    if size != 0 and not FLOAT32_MIN <= size <= FLOAT32_MAX:
+        raise ValueError(
+            f"{op}: {name} must be a finite number that float32 holds (0, or {FLOAT32_MIN:.1e} to {FLOAT32_MAX:.1e} in "
+            f"magnitude), got {shorten(value)}."
+        )
     return float(value)
+
+
+def shorten(value: Any) -> str:
+    """How an error names a value: a number or a short string as it is written, anything else by its type."""
+    if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
+        return f"an int of {value.bit_length()} bits"
+    text = repr(value) if isinstance(value, (bool, str, numbers.Number, torch.SymInt)) else type(value).__name__
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _shape(value: Tensor) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ._modes import autocasts, differentiates_forward
 from ._native import library_obstacle
 from .attend_memory import attend_memory
 
@@ -92,7 +93,8 @@ def _runs_native(x: Tensor, *others: Tensor | None) -> bool:
         # Subclasses (sharded weights) and modes (one that counts operations) know the ops of torch alone.
         and all(type(y) in (Tensor, torch.nn.Parameter) for y in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
-        and not torch.is_autocast_enabled("cpu")
+        and not autocasts("cpu")
+        and not differentiates_forward()
         and library_obstacle("cpu") is None
     )
 

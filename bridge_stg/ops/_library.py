@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._ops import OpOverload
 
 from ._backends import find_backend
+from ._modes import refuse_tangents
 
 NAMESPACE = "bridge_stg"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -38,6 +40,7 @@ def define_op(
     """
 
     def kernel(*args: Any) -> Any:
+        refuse_tangents(backend_of or name, *(x for x in args if isinstance(x, Tensor)))
         if backend_of is None:
             return find_backend(name, args[-1]).forward(*args[:-1])
         backward = find_backend(backend_of, args[-1]).backward

@@ -38,6 +38,18 @@ def reduce_queries(dots: Tensor, reduce: str, dim: int) -> Tensor:
     return dots.max(dim=dim).values
 
 
+def lowest_equal(query: Tensor) -> Tensor:
+    """For each of the queries [B, Q, D] the lowest that equals it, [B, Q] int64.
+
+    A matrix product rounds by the place of a column: equal queries would share the wins of one at random.
+    """
+    query = query.detach()
+    # The "distance" of p = 0 counts the numbers that differ.
+    equal = torch.cdist(query, query, p=0.0) == 0
+    itself = torch.arange(query.shape[1], device=query.device)
+    return (equal | (itself[:, None] == itself)).int().argmax(dim=-1)
+
+
 def inverse_norm(x: Tensor) -> Tensor:
     """1 / |x| over the last axis; 0, with zero gradient, where x is zero."""
     square = x.square().sum(dim=-1)
@@ -45,8 +57,21 @@ def inverse_norm(x: Tensor) -> Tensor:
     return square.masked_fill(zero, 1.0).rsqrt().masked_fill(zero, 0.0)
 
 
+def row_magnitude(x: Tensor) -> Tensor:
+    """What to divide rows [..., D] by before they are squared, [..., 1]: a power of two, which rounds nothing.
+
+    It is 1 for zero rows, for infinite ones and for those of ordinary size, else the magnitude of the row's largest
+    number: its square over- or underflows long before its norm does. A constant to autograd.
+    """
+    if x.shape[-1] == 0:
+        return x.new_ones(*x.shape[:-1], 1)
+    peak = x.detach().abs().amax(dim=-1, keepdim=True)
+    ordinary = ((peak >= 2.0**-30) & (peak <= 2.0**30)) | (peak == 0) | ~peak.isfinite()
+    return torch.where(ordinary, 1.0, peak / (2 * torch.frexp(peak).mantissa))
+
+
 def products_backward(
-    grad: Tensor, products: Tensor, inverse: Tensor | None, reduce: str, scale: float
+    grad: Tensor, products: Tensor, inverse: Tensor | None, reduce: str, scale: float, lowest: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the products x . q, from that of the scores.
 
@@ -54,6 +79,7 @@ def products_backward(
         grad: [..., n] gradient of the scores.
         products: [..., n, Q] x . q, without scale and norm.
         inverse: [..., n, 1] 1 / |x| for cosine, else None.
+        lowest: [..., Q] of `lowest_equal`, where equal queries may have products that differ.
 
     Returns:
         (d products [..., n, Q]; for cosine the factor [..., n, 1] of x that its norm takes off the gradient:
@@ -62,7 +88,9 @@ def products_backward(
     factor = scale if inverse is None else scale * inverse
     dots = products * factor
     if reduce == "max":
-        weight = torch.zeros_like(dots).scatter_(-1, dots.argmax(dim=-1, keepdim=True), 1.0)
+        winner = dots.argmax(dim=-1)
+        winner = winner if lowest is None else lowest.gather(-1, winner)
+        weight = torch.zeros_like(dots).scatter_(-1, winner[..., None], 1.0)
     else:
         weight = dots.softmax(dim=-1)  # 1 for "mean", which has a single folded query
     weight = weight * grad[..., None]

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._checks import check_integer
 from .attend_memory import attend_memory
 from .prune_tokens import prune_tokens
 from .prune_tokens_varlen import prune_tokens_varlen
 
+_SIZES = {"segments", "tokens", "width", "queries", "batch", "rows", "keys", "capacity"}
 _WARMUPS: dict[str, Callable[..., tuple[Any, ...]]] = {}
 
 
@@ -46,21 +48,31 @@ def warmup(shapes: Iterable[Mapping[str, Any]], device: torch.device | str = "cu
         How many calls were made.
 
     Raises:
-        ValueError: an unknown op; sizes that it needs and lacks, or does not know; no such device.
+        TypeError, ValueError: an unknown op; sizes that it needs and lacks, does not know, or that are not positive
+            integers; no such device; what the op raises.
     """
-    place = torch.device(device)
+    try:
+        place = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"warmup: device must be one that torch knows, such as 'cuda', got {device!r}.") from None
+    if isinstance(shapes, (str, Mapping)) or not isinstance(shapes, Iterable):
+        raise TypeError(f"warmup: shapes must be a list of mappings, got {type(shapes).__name__}.")
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("warmup compiles for the GPU that it runs on, and there is none here.")
     count = 0
     for shape in shapes:
+        if not isinstance(shape, Mapping):
+            raise TypeError(f"warmup: a shape must be a mapping with 'op' and sizes, got {shape!r}.")
         sizes = dict(shape)
         op = sizes.pop("op", None)
-        if op not in _WARMUPS:
+        if not isinstance(op, str) or op not in _WARMUPS:
             raise ValueError(f"warmup: op must be one of {', '.join(map(repr, _WARMUPS))}, got {op!r}.")
         try:
             inspect.signature(_WARMUPS[op]).bind(device=place, **sizes)
         except TypeError as error:
             raise ValueError(f"warmup: a shape of {op} has a {error}.") from None
+        for name in _SIZES & sizes.keys():
+            sizes[name] = check_integer("warmup", f"{name} of {op}", sizes[name], 1)
         outputs = [x for x in _WARMUPS[op](device=place, **sizes) if isinstance(x, Tensor) and x.requires_grad]
         torch.autograd.backward(outputs, [torch.ones_like(x) for x in outputs])
         count += 1

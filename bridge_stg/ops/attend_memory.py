@@ -15,8 +15,19 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ._attend_memory_reference import accumulation_dtype, reference, reference_backward
 from ._backends import Backend, choose_backend, register_backend
-from ._checks import BOOLEAN, FLOATING, INT64, INTEGER, Expect, check_number, check_same_dtype, check_tensors
+from ._checks import (
+    BOOLEAN,
+    FLOATING,
+    INT64,
+    INTEGER,
+    Expect,
+    check_flag,
+    check_number,
+    check_same_dtype,
+    check_tensors,
+)
 from ._library import define_op, differentiate, refuse_gradient
+from ._modes import autocasts, refuse_tangents
 from ._native import native_backend
 from ._triton import triton_backend
 
@@ -82,10 +93,12 @@ def attend_memory(
         Expect("index", index, "B K", INT64, optional=True),
         Expect("window", window, "B R 2", INTEGER, optional=True),
     )
-    if not torch.is_autocast_enabled(query.device.type):
+    if not autocasts(query.device.type):
         check_same_dtype("attend_memory", "query", query, memory=memory, position=position)
     factor = check_number("attend_memory", "scale", scale)
-    if validate:
+    return_mass = check_flag("attend_memory", "return_mass", return_mass)
+    refuse_tangents("attend_memory", query, memory, position, bias)
+    if check_flag("attend_memory", "validate", validate) and not query.is_meta:  # which has no values
         _check_values(index, window, sizes["M"])
     call = {"query": query, "memory": memory, "index": index, "window": window}
     chosen = choose_backend("attend_memory", backend, query.device.type, **call)

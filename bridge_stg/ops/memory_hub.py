@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ._attend_memory_reference import gather_keys, score_gradient
 from ._checks import FLOATING, Expect, check_same_dtype, check_tensors
+from ._modes import autocasts, refuse_tangents, without_autocast
 from ._triton import kernels
 from .attend_memory import SHARED, _backward_op, _forward_op
 
@@ -61,8 +62,9 @@ def share_memory(memory: Tensor, position: Tensor | None = None) -> Tensor | tup
         Expect("memory", memory, "B M C", FLOATING),
         Expect("position", position, "B M C", FLOATING, optional=True),
     )
+    refuse_tangents("share_memory", memory, position)
     device = memory.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(device):
         memory, position = _autocast(memory, device), None if position is None else _autocast(position, device)
     check_same_dtype("share_memory", "memory", memory, position=position)
     wanted = memory.requires_grad or (position is not None and position.requires_grad)
@@ -107,7 +109,7 @@ class MemoryHub:
         backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(out, lse, mass) of `attend_memory`."""
-        if torch.is_autocast_enabled(query.device.type):
+        if autocasts(query.device.type):
             query = _autocast(query, query.device.type)
         options = (key_mask, scale, return_mass, backend, self.pending)
         return cast(tuple[Tensor, Tensor, Tensor], _Attend.apply(query, self.tap, bias, self.position_tap, *options))
@@ -150,14 +152,14 @@ class _Attend(torch.autograd.Function):
         saved = ctx.saved_tensors  # unpacked once: under checkpointing that runs the forward again
         query, memory, position, *_ = saved
         need_query, need_memory, need_bias, need_position = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(query):
             need = (need_query, need_memory, need_position, need_bias)
             tensors = (*saved[:5], None, None, *saved[5:])
             grads = _backward_op(grad_out, grad_lse, *tensors, ctx.scale, *need, ctx.backend)
             d_query, d_memory, d_position, d_bias = (g if n else None for g, n in zip(grads, need, strict=True))
             d_memory, d_position = (None if g is None else g.to(ctx.dtype) for g in (d_memory, d_position))
             return d_query, d_memory, d_bias, d_position, *(None,) * 5
-        with torch.autocast(query.device.type, enabled=False):
+        with without_autocast(query.device.type):
             d_query, d_bias, rows = HUB_BACKENDS[ctx.backend].layer_backward(
                 grad_out, grad_lse, *saved, ctx.scale, need_query, need_bias
             )
@@ -182,7 +184,7 @@ class _Tap(torch.autograd.Function):
     ) -> tuple[None, Tensor | None, Tensor | None]:
         _, need_memory, need_position = ctx.needs_input_grad
         for backend, part in ctx.pending.take():
-            with torch.autocast(part.memory.device.type, enabled=False):
+            with without_autocast(part.memory.device.type):
                 d_memory, d_position = HUB_BACKENDS[backend].memory_backward(
                     part.rows, part.memory, part.position, need_position
                 )
@@ -190,6 +192,11 @@ class _Tap(torch.autograd.Function):
             if d_position is not None:
                 grad_position = _add(grad_position, d_position.to(ctx.dtype))
         return None, grad_memory if need_memory else None, grad_position if need_position else None
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether kernels may be called past torch's dispatcher of subclasses and modes (fake tensors, counters)."""
+    return type(x) in (Tensor, torch.nn.Parameter) and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

@@ -16,7 +16,17 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._backends import Backend, choose_backend, register_backend
-from ._checks import INT64, UINT8, Expect, check_choice, check_integer, check_number, check_tensors
+from ._checks import (
+    INT64,
+    UINT8,
+    Expect,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_tensors,
+    shorten,
+)
 from ._library import define_op
 from ._native import native_backend
 from ._patchify_reference import reference, reference_out, reference_videos
@@ -27,6 +37,9 @@ Layout = Literal["TCHW", "THWC"]
 _SUPPORT = {"bicubic": 2.0, "bilinear": 1.0}
 # Shared memory that the CUDA kernel may take for a tile.
 _TILE_BYTES = 96 * 1024
+# Sides, patches and groups beyond it are mistakes, and their products may overflow.
+_LONGEST_SIDE = 2**16
+_FLOAT32 = torch.finfo(torch.float32)
 _OUTPUT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -90,8 +103,10 @@ def patchify_frames(
     settings = _check_settings(
         op, patch_size, temporal_patch_size, merge_size, mean, std, rescale_factor, interpolation, layout, dtype
     )
-    frames = _check_video(op, "video", video, frame_index, layout, validate)
-    height, width = _check_size(op, size, patch_size * merge_size)
+    patch_size, temporal_patch_size, merge_size = settings[:3]
+    validate = check_flag(op, "validate", validate)
+    frames = _check_video(op, "video", video, "frame_index", frame_index, layout, validate)
+    height, width = _check_size(op, "size", size, patch_size * merge_size)
     grid = [-(-frames // temporal_patch_size), height // patch_size, width // patch_size]
     grid_thw = torch.tensor([grid], dtype=torch.int64)
     call = {"sizes": [(*_frame_size(video, layout), height, width)], "settings": settings}
@@ -138,10 +153,14 @@ def patchify_videos(
             `patchify_frames` raises.
     """
     op = "patchify_videos"
+    videos = _check_list(op, "videos", videos, "a list of tensors, one a video")
     if not videos:
         raise ValueError(f"{op}: videos must name at least one video, got none.")
-    indices = [None] * len(videos) if frame_index is None else list(frame_index)
-    shared = len(size) == 2 and isinstance(size[0], int)
+    indices: Sequence[Tensor | None] = [None] * len(videos)
+    if frame_index is not None:
+        indices = _check_list(op, "frame_index", frame_index, "a list of one index (or None) a video")
+    size = _check_list(op, "size", size, "(height, width), or one such pair a video")
+    shared = len(size) == 2 and not isinstance(size[0], Sequence)
     targets = [cast(tuple[int, int], size)] * len(videos) if shared else list(cast(Sequence[tuple[int, int]], size))
     for name, values in (("frame_index", indices), ("size", targets)):
         if len(values) != len(videos):
@@ -149,20 +168,22 @@ def patchify_videos(
     settings = _check_settings(
         op, patch_size, temporal_patch_size, merge_size, mean, std, rescale_factor, interpolation, layout, dtype
     )
+    patch_size, temporal_patch_size, merge_size = settings[:3]
+    validate = check_flag(op, "validate", validate)
     grids, sizes = [], []
     for i, (video, index, target) in enumerate(zip(videos, indices, targets, strict=True)):
-        frames = _check_video(op, f"videos[{i}]", video, index, layout, validate)
+        frames = _check_video(op, f"videos[{i}]", video, f"frame_index[{i}]", index, layout, validate)
         if video.device != videos[0].device:
             raise ValueError(
                 f"{op}: videos[{i}] must be on the device of videos[0] ({videos[0].device}), got {video.device}."
             )
-        height, width = _check_size(op, target, patch_size * merge_size)
+        height, width = _check_size(op, "size" if shared else f"size[{i}]", target, patch_size * merge_size)
         grids.append([-(-frames // temporal_patch_size), height // patch_size, width // patch_size])
         sizes += [height, width]
     pairs = zip(videos, sizes[::2], sizes[1::2], strict=True)
     call = {"sizes": [(*_frame_size(video, layout), h, w) for video, h, w in pairs], "settings": settings}
     chosen = choose_backend(op, backend, videos[0].device.type, **call)
-    pixel_values = cast(Tensor, _videos_op(list(videos), indices, sizes, *settings, chosen))
+    pixel_values = cast(Tensor, _videos_op(list(videos), list(indices), sizes, *settings, chosen))
     return pixel_values, torch.tensor(grids, dtype=torch.int64)
 
 
@@ -174,18 +195,29 @@ def check_frames(frame_index: Tensor, frames: int) -> None:
         raise ValueError(f"patchify_frames: frame_index must be in 0..{frames - 1} (frames of the video), got {wrong}.")
 
 
-def _check_video(op: str, name: str, video: Tensor, frame_index: Tensor | None, layout: str, validate: bool) -> int:
+def _check_list(op: str, name: str, value: Any, contents: str) -> Sequence[Any]:
+    """Return a list, a tuple or a NumPy array as a sequence, else raise TypeError."""
+    if type(value).__name__ == "ndarray":
+        value = value.tolist()
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise TypeError(f"{op}: {name} must be {contents}, got {shorten(value)}.")
+    return value
+
+
+def _check_video(
+    op: str, name: str, video: Tensor, index_name: str, frame_index: Tensor | None, layout: str, validate: bool
+) -> int:
     """Check one video and its index, and return the number of frames asked for."""
     sizes = check_tensors(
         op,
         Expect(name, video, "T 3 H W" if layout == "TCHW" else "T H W 3", UINT8),
-        Expect("frame_index", frame_index, "K", INT64, optional=True),
+        Expect(index_name, frame_index, "K", INT64, optional=True),
     )
     for axis in "THW":
         check_integer(op, f"axis {axis} of {name}", sizes[axis], 1)
     frames = sizes["T"] if frame_index is None else sizes["K"]
-    check_integer(op, "the number of frames in frame_index", frames, 1)
-    if validate and frame_index is not None:
+    check_integer(op, f"the number of frames in {index_name}", frames, 1)
+    if validate and frame_index is not None and not frame_index.is_meta:
         check_frames(frame_index, sizes["T"])
     return frames
 
@@ -204,34 +236,49 @@ def _check_settings(
 ) -> tuple[Any, ...]:
     """Check what is the same for all videos, and return it as the registered ops take it."""
     check_choice(op, "layout", layout, ("TCHW", "THWC"))
-    for name, value in (
-        ("patch_size", patch_size),
-        ("temporal_patch_size", temporal_patch_size),
-        ("merge_size", merge_size),
-    ):
-        check_integer(op, name, value, 1)
+    patch_size = check_integer(op, "patch_size", patch_size, 1, _LONGEST_SIDE)
+    temporal_patch_size = check_integer(op, "temporal_patch_size", temporal_patch_size, 1, _LONGEST_SIDE)
+    merge_size = check_integer(op, "merge_size", merge_size, 1, _LONGEST_SIDE)
     check_choice(op, "interpolation", interpolation, tuple(_SUPPORT))
-    if dtype not in _OUTPUT_DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in _OUTPUT_DTYPES:
         raise TypeError(f"{op}: dtype must be {' or '.join(map(str, _OUTPUT_DTYPES))}, got {dtype}.")
     factor = check_number(op, "rescale_factor", rescale_factor)
+    means, stds = _three(op, "mean", mean), _three(op, "std", std)
     if factor <= 0:
         raise ValueError(f"{op}: rescale_factor must be positive, got {rescale_factor}.")
-    means, stds = _three(op, "mean", mean), _three(op, "std", std)
     if 0.0 in stds:
-        raise ValueError(f"{op}: std must not contain 0, got {list(stds)}.")
+        raise ValueError(f"{op}: std must not contain 0, got {stds}.")
+    if min(stds) < 0:
+        raise ValueError(f"{op}: std must be positive, got {stds}.")
+    _check_values(op, means, stds, factor, dtype)
     return patch_size, temporal_patch_size, merge_size, means, stds, factor, interpolation, layout, dtype
 
 
-def _check_size(op: str, size: Any, unit: int) -> tuple[int, int]:
+def _check_values(op: str, mean: list[float], std: list[float], factor: float, dtype: torch.dtype) -> None:
+    """Raise ValueError where a pixel would be infinite or NaN: the float32 terms are mean and std over `factor`."""
+    shift, spread = ([value / factor for value in values] for values in (mean, std))
+    pairs = zip(shift, spread, strict=True)
+    highest = max(max(abs(s), abs(255 - s)) / t if t >= _FLOAT32.tiny else math.inf for s, t in pairs)
+    limit = torch.finfo(dtype).max
+    if not (highest <= limit and max(*map(abs, shift), *spread) <= _FLOAT32.max):
+        raise ValueError(
+            f"{op}: mean, std and rescale_factor must give pixel values of at most {limit:.5g} in magnitude, what "
+            f"{dtype} holds, got {highest:.5g} by mean {mean}, std {std} and rescale_factor {factor}."
+        )
+
+
+def _check_size(op: str, name: str, size: Any, unit: int) -> tuple[int, int]:
+    size = _check_list(op, name, size, "(height, width)")
     if len(size) != 2:
-        raise ValueError(f"{op}: size must be (height, width), got {size!r}.")
-    for name, value in zip(("height", "width"), size, strict=True):
-        check_integer(op, f"{name} of size", value, 1)
+        raise ValueError(f"{op}: {name} must be (height, width), got {size}.")
+    sides = []
+    for side, value in zip(("height", "width"), size, strict=True):
+        sides.append(check_integer(op, f"{side} of {name}", value, 1, _LONGEST_SIDE))
         if value % unit:
             raise ValueError(
-                f"{op}: {name} of size must be a multiple of patch_size * merge_size = {unit}, got {value}."
+                f"{op}: {side} of {name} must be a multiple of patch_size * merge_size = {unit}, got {value}."
             )
-    return size[0], size[1]
+    return sides[0], sides[1]
 
 
 def _check_out(op: str, out: Tensor, video: Tensor, rows: int, columns: int, dtype: torch.dtype) -> None:
@@ -243,7 +290,7 @@ def _check_out(op: str, out: Tensor, video: Tensor, rows: int, columns: int, dty
 
 
 def _three(op: str, name: str, values: Sequence[float]) -> list[float]:
-    numbers = [check_number(op, name, value) for value in values]
+    numbers = [check_number(op, name, value) for value in _check_list(op, name, values, "3 numbers, one a channel")]
     if len(numbers) != 3:
         raise ValueError(f"{op}: {name} must have 3 values (one a channel), got {len(numbers)}.")
     return numbers

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._backends import Backend, choose_backend, register_backend
-from ._checks import BOOLEAN, FLOATING, Expect, check_choice, check_integer, check_number, check_tensors
+from ._checks import BOOLEAN, FLOATING, Expect, check_choice, check_flag, check_integer, check_number, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
+from ._modes import refuse_tangents, without_autocast
 from ._native import native_backend
 from ._scoring import (
     REDUCES,
@@ -23,9 +24,11 @@ from ._scoring import (
     fold_queries,
     inverse_norm,
     kernel_limits,
+    lowest_equal,
     order_key,
     products_backward,
     reduce_queries,
+    row_magnitude,
     score_dtype,
     unfold_gradient,
 )
@@ -135,23 +138,24 @@ def prune_tokens(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, a segment without an unmasked token.
     """
+    op = "prune_tokens"
     sizes = check_tensors(
-        "prune_tokens",
+        op,
         Expect("tokens", tokens, "B N D", FLOATING),
         Expect("queries", queries, "B Q D", FLOATING),
         Expect("mask", mask, "B N", BOOLEAN, optional=True),
     )
-    check_integer("prune_tokens", "the number of queries", sizes["Q"], 1)
-    check_integer("prune_tokens", "keep", keep, 1, sizes["N"], "tokens per segment")
-    check_choice("prune_tokens", "scoring", scoring, SCORINGS)
-    check_choice("prune_tokens", "reduce", reduce, REDUCES)
-    factor = 1.0 if scale is None else check_number("prune_tokens", "scale", scale)
-    if validate and mask is not None and bool((hidden := ~mask.any(dim=1)).any()):
+    factor = _check_scoring(op, sizes["Q"], scoring, reduce, scale)
+    keep = check_integer(op, "keep", keep, 1, sizes["N"], "tokens per segment")
+    return_scores = check_flag(op, "return_scores", return_scores)
+    validate = check_flag(op, "validate", validate)
+    refuse_tangents(op, tokens, queries)
+    if validate and mask is not None and not mask.is_meta and bool((hidden := ~mask.any(dim=1)).any()):
         raise ValueError(
-            "prune_tokens: mask must leave at least one token in every segment, "
+            f"{op}: mask must leave at least one token in every segment, "
             f"got none in segment {int(hidden.nonzero()[0])}."
         )
-    chosen = choose_backend("prune_tokens", backend, tokens.device.type, tokens=tokens, queries=queries)
+    chosen = choose_backend(op, backend, tokens.device.type, tokens=tokens, queries=queries)
     kept, index, score, scores = cast(
         tuple[Tensor, ...],
         _forward_op(tokens, queries, keep, scoring, reduce, factor, mask, return_scores, chosen),
@@ -170,14 +174,39 @@ def score_tokens(
     """The score of every token, [B, N] float32 (float64 for float64 inputs), as defined by `prune_tokens`.
 
     Plain differentiable PyTorch, for losses that need the scores of all tokens; never under autocast.
+
+    Raises:
+        TypeError, ValueError: as `prune_tokens`.
     """
-    with torch.autocast(tokens.device.type, enabled=False):
+    op = "score_tokens"
+    sizes = check_tensors(
+        op, Expect("tokens", tokens, "B N D", FLOATING), Expect("queries", queries, "B Q D", FLOATING)
+    )
+    return scores_of(tokens, queries, scoring, reduce, _check_scoring(op, sizes["Q"], scoring, reduce, scale))
+
+
+def _check_scoring(op: str, queries: int, scoring: str, reduce: str, scale: float | None) -> float:
+    """Check how tokens are scored, and return the scale."""
+    check_integer(op, "the number of queries", queries, 1)
+    check_choice(op, "scoring", scoring, SCORINGS)
+    check_choice(op, "reduce", reduce, REDUCES)
+    return 1.0 if scale is None else check_number(op, "scale", scale)
+
+
+def scores_of(tokens: Tensor, queries: Tensor, scoring: str, reduce: str, scale: float) -> Tensor:
+    """`score_tokens` of arguments that were checked."""
+    with without_autocast(tokens.device.type):
         dtype = score_dtype(tokens, queries)
-        query = fold_queries(queries, reduce, dtype) * (1.0 if scale is None else scale)
+        query = fold_queries(queries, reduce, dtype) * scale
         x = tokens.to(dtype)
+        if scoring == "cosine":
+            x = x / row_magnitude(x)
         dots = query @ x.transpose(1, 2)  # [B, Q, N]
         if scoring == "cosine":
             dots = dots * inverse_norm(x)[:, None, :]
+        if reduce == "max":
+            winner = lowest_equal(query).gather(1, dots.detach().argmax(dim=1))
+            return dots.gather(1, winner[:, None])[:, 0]
         return reduce_queries(dots, reduce, dim=1)
 
 
@@ -212,7 +241,7 @@ def reference(
     return_scores: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The definition of `prune_tokens`, differentiable by autograd; the dense scores are empty unless asked for."""
-    score = score_tokens(tokens, queries, scoring=scoring, reduce=reduce, scale=scale)
+    score = scores_of(tokens, queries, scoring, reduce, scale)
     index = select_tokens(score, keep, mask)
     if mask is not None:
         score = score.masked_fill(~mask, -torch.inf)
@@ -288,11 +317,16 @@ def score_backward(
         # A masked row may hold anything; 0 * NaN must not reach the queries.
         x = x.masked_fill(dead[:, :, None], 0.0)
     query = fold_queries(queries, reduce, score.dtype)
-    inverse = inverse_norm(x)[..., None] if scoring == "cosine" else None
-    d_products, shrink = products_backward(grad, x @ query.transpose(1, 2), inverse, reduce, scale)
+    magnitude = inverse = None
+    if scoring == "cosine":
+        magnitude = row_magnitude(x)
+        x = x / magnitude
+        inverse = inverse_norm(x)[..., None]
+    lowest = lowest_equal(query) if reduce == "max" else None
+    d_products, shrink = products_backward(grad, x @ query.transpose(1, 2), inverse, reduce, scale, lowest)
     d_x = d_products @ query
-    if shrink is not None:
-        d_x = d_x - shrink * x
+    if magnitude is not None:
+        d_x = (d_x - shrink * x) / magnitude
     return d_x, unfold_gradient(d_products.transpose(1, 2) @ x, queries, reduce)
 
 

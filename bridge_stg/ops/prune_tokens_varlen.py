@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from ._backends import Backend, choose_backend, register_backend
-from ._checks import FLOATING, INTEGER, Expect, check_choice, check_integer, check_number, check_tensors
+from ._checks import FLOATING, INTEGER, Expect, check_choice, check_flag, check_integer, check_number, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
+from ._modes import refuse_tangents
 from ._scoring import (
     REDUCES,
     SCORINGS,
@@ -25,6 +26,7 @@ from ._scoring import (
     order_key,
     products_backward,
     reduce_queries,
+    row_magnitude,
     score_dtype,
     unfold_gradient,
 )
@@ -119,9 +121,11 @@ def prune_tokens_varlen(
         )
     check_integer(op, "the number of segments", segments, 1)
     check_integer(op, "the number of queries", sizes["Q"], 1)
-    check_integer(op, "capacity", capacity, 1)
+    capacity = check_integer(op, "capacity", capacity, 1)
+    validate = check_flag(op, "validate", validate) and not tokens.is_meta  # which has no values
     factor = 1.0 if scale is None else check_number(op, "scale", scale)
     limit = _budget_tensor(budget, policy, segments, tokens.device)
+    refuse_tangents(op, tokens, queries)
     if validate:
         _check_values(cu_seqlens, limit, policy, sizes["R"])
     chosen = choose_backend(op, backend, tokens.device.type, tokens=tokens, queries=queries)
@@ -152,7 +156,7 @@ def _budget_tensor(budget: float | Tensor, policy: str, segments: int, device: t
             raise ValueError(f"{op}: budget must be on the device of tokens ({device}), got {budget.device}.")
         return budget
     if counts:
-        check_integer(op, "budget", budget, 0)
+        budget = check_integer(op, "budget", budget, 0)
         return torch.full((), budget, dtype=torch.int64, device=device)
     number = check_number(op, "budget", budget)
     if policy == "top_p" and not 0.0 < number <= 1.0:
@@ -183,6 +187,8 @@ def score_rows(tokens: Tensor, segment: Tensor, queries: Tensor, scoring: str, r
     dtype = score_dtype(tokens, queries)
     query = fold_queries(queries, reduce, dtype) * scale
     x = tokens.to(dtype)
+    if scoring == "cosine":
+        x = x / row_magnitude(x)
     dots = row_products(x, segment, query)
     if scoring == "cosine":
         dots = dots * inverse_norm(x)[:, None]
@@ -303,7 +309,11 @@ def _score_backward(
 ) -> tuple[Tensor, Tensor]:
     """As `prune_tokens.score_backward`, for rows [K, D] of packed segments."""
     query = fold_queries(queries, reduce, x.dtype)
-    inverse = inverse_norm(x)[:, None] if scoring == "cosine" else None
+    magnitude = inverse = None
+    if scoring == "cosine":
+        magnitude = row_magnitude(x)
+        x = x / magnitude
+        inverse = inverse_norm(x)[:, None]
     d_products, shrink = products_backward(grad, row_products(x, segment, query), inverse, reduce, scale)
     d_x = torch.zeros_like(x)
     d_query = []
@@ -312,8 +322,8 @@ def _score_backward(
         # index_put sums in a fixed order; index_add would race on CUDA.
         total = query.new_zeros(query.shape[0], query.shape[2])
         d_query.append(total.index_put((segment,), d_products[:, q, None] * x, accumulate=True))
-    if shrink is not None:
-        d_x = d_x - shrink * x
+    if magnitude is not None:
+        d_x = (d_x - shrink * x) / magnitude
     return d_x, unfold_gradient(torch.stack(d_query, dim=1), queries, reduce)
 
 

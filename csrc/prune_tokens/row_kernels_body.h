@@ -78,6 +78,70 @@ void dot_rows(const T* const* rows, int64_t count, const QueryRows& queries, flo
   }
 }
 
+// Powers of two that take a row whose squares float32 does not hold to numbers around 1, in two steps: 2^149 is beyond
+// it too. {1, 1} leaves a row as it is.
+struct Lift {
+  float first, second;
+};
+
+inline float power(int exponent) { return float_from_bits(static_cast<uint32_t>(exponent + 127) << 23); }
+
+// `value` is finite and above 0.
+inline Lift lift_of(float value) {
+  int exponent = 0;
+  for (; value < 0x1p-126f; value *= 2.0f) --exponent;
+  exponent += static_cast<int>(float_bits(value) >> 23) - 127;
+  return {power(-(exponent / 2)), power(-(exponent - exponent / 2))};
+}
+
+template <typename T>
+float largest_magnitude(const T* x, int64_t width) {
+  float highest = 0.0f;
+  for (int64_t d = 0; d < width; ++d) {
+    const float value = __builtin_fabsf(to_float(x[d]));
+    if (!(value <= highest)) highest = value;  // NaN too, which nothing replaces
+    if (highest != highest) break;
+  }
+  return highest;
+}
+
+// Takes the products and squares of a row again, lifted, in the order of dot_tile.
+template <typename T>
+void dot_lifted(const T* x, const Lift& lift, const QueryRows& queries, float* dots, float* square) {
+  const Vec first = splat(lift.first), second = splat(lift.second);
+  const int64_t whole = queries.width / kWidth * kWidth;
+  for (int64_t q = -1; q < queries.count; ++q) {
+    const float* query = queries.data + (q < 0 ? 0 : q) * queries.stride;
+    Vec total = splat(0.0f);
+    for (int64_t d = 0; d < queries.width; d += kWidth) {
+      const Vec value = (d < whole ? load(x + d) : load(x + d, queries.width - d)) * first * second;
+      total = multiply_add(value, q < 0 ? value : load(query + d), total);
+    }
+    alignas(64) float sums[kRows];
+    sum4(total, total, total, total, sums);
+    (q < 0 ? *square : dots[q * kBlock]) = sums[0];
+  }
+}
+
+// Cosine of rows so long or short that their squares or products overflow or underflow: those are lifted. The powers
+// of two cancel exactly, so where nothing over- or underflows the results are the same bits.
+template <typename T>
+void lift_rows(const T* const* rows, int64_t count, const QueryRows& queries, float* dots, float* squares,
+               Lift* lifts) {
+  for (int64_t r = 0; r < count; ++r) {
+    lifts[r] = {1.0f, 1.0f};
+    bool fits = squares[r] >= 0x1p-60f && squares[r] <= 0x1p80f;
+    for (int64_t q = 0; q < queries.count && fits; ++q) {
+      fits = __builtin_fabsf(dots[q * kBlock + r]) < kInfinity;
+    }
+    if (fits) continue;
+    const float highest = largest_magnitude(rows[r], queries.width);
+    if (!(highest > 0.0f && highest < kInfinity)) continue;
+    lifts[r] = lift_of(highest);
+    dot_lifted(rows[r], lifts[r], queries, dots + r, squares + r);
+  }
+}
+
 inline void reduce_max(const float* dots, int64_t queries, int64_t count, float* scores) {
   for (int64_t r = 0; r < count; r += kWidth) {
     Vec top = load(dots + r);
@@ -111,6 +175,8 @@ void score_rows(const T* tokens, int64_t row_stride, int64_t count, const QueryR
     for (int64_t r = 0; r < block; ++r) rows[r] = tokens + (first + r) * row_stride;
     dot_rows(rows, block, queries, dots, scoring.cosine ? squares : nullptr);
     if (scoring.cosine) {
+      Lift lifts[kBlock];
+      lift_rows(rows, block, queries, dots, squares, lifts);
       for (int64_t r = 0; r < block; r += kWidth) {
         const Vec inverse = inverse_root(load(squares + r));
         for (int64_t q = 0; q < queries.count; ++q) {
@@ -185,21 +251,26 @@ struct RowGradient {
   const T *x, *extra;
   T* out;
   float shrink;
+  Lift lift;
 };
 
-// One vector of a row: out = extra - shrink x + sum_q weight_q query_q, and d_query_q += weight_q x.
-template <typename T, bool kPartial>
+// One vector of a row: out = extra - shrink x + sum_q weight_q query_q, and d_query_q += weight_q x. With kLifted
+// weights and shrink are of the lifted row.
+template <typename T, bool kPartial, bool kLifted>
 inline void row_step(const RowGradient<T>& row, const QueryRows& queries, int64_t first, int64_t last,
                      const float* weights, float* d_queries, int64_t d) {
   const int64_t rest = queries.width - d;
-  const Vec x = kPartial ? load(row.x + d, rest) : load(row.x + d);
+  Vec x = kPartial ? load(row.x + d, rest) : load(row.x + d);
+  if (kLifted) x = x * splat(row.lift.first) * splat(row.lift.second);
   if (row.out != nullptr) {
-    Vec sum = splat(0.0f);
-    if (row.extra != nullptr) sum = kPartial ? load(row.extra + d, rest) : load(row.extra + d);
+    Vec extra = splat(0.0f);
+    if (row.extra != nullptr) extra = kPartial ? load(row.extra + d, rest) : load(row.extra + d);
+    Vec sum = kLifted ? splat(0.0f) : extra;
     for (int64_t q = first; q < last; ++q) {
       sum = multiply_add(splat(weights[q * kBlock]), load(queries.data + q * queries.stride + d), sum);
     }
     if (row.shrink != 0.0f) sum = multiply_add(splat(-row.shrink), x, sum);
+    if (kLifted) sum = sum * splat(row.lift.first) * splat(row.lift.second) + extra;
     if (kPartial) {
       store(row.out + d, sum, rest);
     } else {
@@ -211,6 +282,16 @@ inline void row_step(const RowGradient<T>& row, const QueryRows& queries, int64_
     float* to = d_queries + q * queries.stride + d;
     store(to, multiply_add(splat(weights[q * kBlock]), x, load(to)));
   }
+}
+
+template <typename T, bool kLifted>
+void write_row(const RowGradient<T>& row, const QueryRows& queries, int64_t first, int64_t last, const float* weights,
+               float* d_queries) {
+  const int64_t whole = queries.width / kWidth * kWidth;
+  for (int64_t d = 0; d < whole; d += kWidth) {
+    row_step<T, false, kLifted>(row, queries, first, last, weights, d_queries, d);
+  }
+  if (whole < queries.width) row_step<T, true, kLifted>(row, queries, first, last, weights, d_queries, whole);
 }
 
 template <typename T>
@@ -229,9 +310,10 @@ void backward_rows(const BackwardBlock& block, const QueryRows& queries, const S
   int32_t best[kBlock];
   const T* rows[kBlock] = {};
   for (int64_t r = 0; r < block.count; ++r) rows[r] = static_cast<const T*>(block.rows[r]);
+  Lift lifts[kBlock];
   dot_rows(rows, block.count, queries, dots, scoring.cosine ? squares : nullptr);
+  if (scoring.cosine) lift_rows(rows, block.count, queries, dots, squares, lifts);
   weigh(block, queries, scoring, scale, squares, dots, shrink, best);
-  const int64_t whole = queries.width / kWidth * kWidth;
   for (int64_t r = 0; r < block.count; ++r) {
     const T* extra = static_cast<const T*>(block.extra[r]);
     T* out = static_cast<T*>(block.out[r]);
@@ -239,12 +321,14 @@ void backward_rows(const BackwardBlock& block, const QueryRows& queries, const S
       if (out != nullptr) copy_or_clear(extra, out, queries.width);
       continue;
     }
-    const RowGradient<T> row{rows[r], extra, out, scoring.cosine ? shrink[r] : 0.0f};
+    const Lift lift = scoring.cosine ? lifts[r] : Lift{1.0f, 1.0f};
+    const RowGradient<T> row{rows[r], extra, out, scoring.cosine ? shrink[r] : 0.0f, lift};
     const int64_t first = best[r] < 0 ? 0 : best[r], last = best[r] < 0 ? queries.count : first + 1;
-    for (int64_t d = 0; d < whole; d += kWidth) {
-      row_step<T, false>(row, queries, first, last, dots + r, d_queries, d);
+    if (lift.first == 1.0f && lift.second == 1.0f) {
+      write_row<T, false>(row, queries, first, last, dots + r, d_queries);
+    } else {
+      write_row<T, true>(row, queries, first, last, dots + r, d_queries);
     }
-    if (whole < queries.width) row_step<T, true>(row, queries, first, last, dots + r, d_queries, whole);
   }
 }
 

@@ -229,6 +229,47 @@ void test_problems(double tolerance) {
   }
 }
 
+// Cosine of rows times powers of two, whose squares over- and underflow: the same bits, and gradients of the rows
+// divided by that power. Rows of zeros score 0 without a gradient, infinite ones NaN.
+template <typename T>
+void test_cosine_range() {
+  std::mt19937 random(2);
+  for (const Reduce reduce : {Reduce::kMax, Reduce::kMean, Reduce::kLogSumExp}) {
+    Problem<T> problem(random, {2, 70, 37, 5, 70}, {true, reduce});
+    for (T& value : problem.grad_kept) from_float(0.0f, &value);
+    Problem<T> scaled = problem;
+    const int exponents[] = {-100, -75, -40, 0, 45, 70, 90};
+    const auto exponent = [&](int64_t row) { return exponents[row % 7]; };
+    for (size_t i = 0; i < scaled.tokens.size(); ++i) {
+      from_float(std::ldexp(to_float(scaled.tokens[i]), exponent(i / 37)), &scaled.tokens[i]);
+    }
+    for (int level = 0; level <= static_cast<int>(simd_level()); ++level) {
+      const Results<T> plain = solve(problem, true, SimdLevel(level), 1), found = solve(scaled, true, SimdLevel(level), 2);
+      CHECK(plain.scores == found.scores && plain.index == found.index && same(plain.d_queries, found.d_queries));
+      for (size_t i = 0; i < plain.d_tokens.size(); ++i) {
+        CHECK(std::ldexp(to_float(plain.d_tokens[i]), -exponent(i / 37)) == to_float(found.d_tokens[i]));
+      }
+    }
+    const float tiny = std::numeric_limits<float>::denorm_min();
+    for (const float value : {0.0f, tiny, std::numeric_limits<float>::max(), INFINITY}) {
+      std::fill(scaled.tokens.begin(), scaled.tokens.begin() + 37, T{});
+      from_float(value, &scaled.tokens[0]);
+      const float stored = to_float(scaled.tokens[0]), first = to_float(problem.queries[0]);
+      if (reduce == Reduce::kMax && stored == value) scaled.queries.assign(scaled.queries.size(), problem.queries[0]);
+      for (int level = 0; level <= static_cast<int>(simd_level()); ++level) {
+        const Results<T> found = solve(scaled, true, SimdLevel(level), 1);
+        const float score = found.scores[0];
+        if (stored == INFINITY) CHECK(std::isnan(score));
+        if (stored == 0.0f) CHECK(to_float(found.d_tokens[0]) == 0.0f);
+        if (stored == 0.0f && reduce != Reduce::kLogSumExp) CHECK(score == 0.0f);
+        if (reduce == Reduce::kMax && stored == value && value > 0.0f && value < INFINITY) {
+          CHECK(std::abs(score - first * scaled.scale) <= 1e-6f * std::abs(score));
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace bridge_stg
 
@@ -238,5 +279,7 @@ int main() {
   bridge_stg::test_problems<float>(1e-4);
   bridge_stg::test_problems<bridge_stg::BFloat16>(1e-2);
   bridge_stg::test_problems<bridge_stg::Float16>(2e-3);
+  bridge_stg::test_cosine_range<float>();
+  bridge_stg::test_cosine_range<bridge_stg::BFloat16>();
   std::puts("prune_tokens: all hold");
 }

@@ -24,14 +24,14 @@ from .aot import ARCHITECTURES, compile_variant, distinct, gate, record
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 
-def launch(batch, length, query_count, dtype, *, keep=None, backward=True, dense=False):
-    """A call on meta tensors that uses everything: cosine, logsumexp, mask, all gradients."""
+def launch(batch, length, query_count, dtype, *, keep=None, backward=True, dense=False, reduce="logsumexp"):
+    """A call on meta tensors that uses everything: cosine, mask, all gradients."""
 
     def run(width=64):
         tokens = torch.empty(batch, length, width, device="meta", dtype=dtype)
         queries = torch.empty(batch, query_count, width, device="meta", dtype=dtype)
         mask = torch.empty(batch, length, device="meta", dtype=torch.bool)
-        options = ("cosine", "logsumexp", 0.5)
+        options = ("cosine", reduce, 0.5)
         kept, index, score, scores = kernels.forward(tokens, queries, keep or length // 4, *options, mask, True)
         if backward:
             grads = (torch.empty_like(kept), torch.empty_like(score), torch.empty_like(scores) if dense else None)
@@ -53,6 +53,9 @@ LAUNCHES = {
     "split-4096-q64-bf16-dense": launch(SPLIT, 4096, 64, BF16, dense=True),
     "split-1024-q64-fp16": launch(SPLIT, 1024, 64, FP16),
     "split-long-q64-fp32": launch(1, 262144, 64, FP32),
+    "fused-1024-mean-bf16": launch(FUSED, 1024, 16, BF16, backward=False, reduce="mean"),
+    "split-256-mean-bf16": launch(SPLIT, 256, 16, BF16, reduce="mean"),
+    "split-1024-mean-fp32-dense": launch(SPLIT, 1024, 64, FP32, dense=True, reduce="mean"),
 }
 
 

@@ -20,8 +20,8 @@ BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BUDGETS = {"per_segment": 40, "per_clip": 300, "top_p": 0.7, "threshold": 0.3}
 
 
-def launch(segments, length, query_count, dtype, policy, *, backward=True):
-    """A call on meta tensors that uses everything: cosine, logsumexp, a budget for each segment, all gradients."""
+def launch(segments, length, query_count, dtype, policy, *, backward=True, reduce="logsumexp"):
+    """A call on meta tensors that uses everything: cosine, a budget for each segment, all gradients."""
 
     def run(width=64):
         rows = segments * length
@@ -32,7 +32,7 @@ def launch(segments, length, query_count, dtype, policy, *, backward=True):
         budget = torch.empty(
             () if policy == "per_clip" else segments, device="meta", dtype=torch.int64 if counts else torch.float64
         )
-        options = ("cosine", "logsumexp", 0.5)
+        options = ("cosine", reduce, 0.5)
         packed, index, score, *_ = kernels.forward(tokens, cu_seqlens, queries, budget, policy, rows // 4, *options)
         if backward:
             grads = (torch.empty_like(packed), torch.empty_like(score))
@@ -44,6 +44,7 @@ def launch(segments, length, query_count, dtype, policy, *, backward=True):
 LAUNCHES = {
     "per_segment-q16-bf16": launch(64, 196, 16, BF16, "per_segment"),
     "per_segment-long-q64-bf16": launch(4, 8192, 64, BF16, "per_segment"),
+    "per_segment-mean-bf16": launch(64, 196, 16, BF16, "per_segment", reduce="mean"),
     "per_clip-q16-fp32": launch(2, 500, 16, FP32, "per_clip"),
     "per_clip-long-q64-fp32": launch(64, 196, 64, FP32, "per_clip"),
     "top_p-q16-bf16": launch(64, 196, 16, BF16, "top_p", backward=False),
