@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..ops._checks import FLOATING
+from ..ops._modes import autocasts
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
@@ -37,18 +36,6 @@ def input_dtype(layer: nn.Module, x: Tensor) -> torch.dtype:
     return weight.dtype if isinstance(weight, Tensor) and weight.dtype in FLOATING else x.dtype
 
 
-def autocast_enabled(x: Tensor) -> bool:
-    """Whether autocast is on for the device of `x`; never on devices that know none, such as meta."""
-    device = x.device.type
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-
-
-def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """A context in which ops on the device of `x` are not cast."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
-
-
 def check_like_weight(op: str, weight: Tensor, **tensors: Tensor | None) -> None:
     """Check that tensors are where `weight` is and, outside autocast, of its dtype.
 
@@ -61,5 +48,5 @@ def check_like_weight(op: str, weight: Tensor, **tensors: Tensor | None) -> None
             continue
         if x.device != weight.device:
             raise ValueError(f"{op}: {name} must be on the device of the weights ({weight.device}), got {x.device}.")
-        if x.dtype != weight.dtype and not autocast_enabled(x):
+        if x.dtype != weight.dtype and not autocasts(x.device.type):
             raise TypeError(f"{op}: {name} must have the dtype of the weights ({weight.dtype}), got {x.dtype}.")

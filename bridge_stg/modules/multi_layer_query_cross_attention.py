@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..ops import share_memory
 from ..ops._checks import FLOATING, Expect, check_integer, check_tensors
-from ._linear import autocast_enabled
+from ..ops._modes import autocasts
 from ._projected_memory import PROJECTED, PackedWeights, ProjectedMemory, project_memory
 from .memory_cross_attention import MemoryCrossAttention, Path
 
@@ -161,7 +161,7 @@ def _readable_weights(layer: MemoryCrossAttention, memory: Tensor) -> PackedWeig
     if hooked or type(weight) is not nn.Parameter or type(bias) not in (nn.Parameter, type(None)):
         return None
     fits = weight.shape == (3 * layer.embed_dim, layer.embed_dim) and weight.device == memory.device
-    same = weight.dtype == memory.dtype or autocast_enabled(memory)
+    same = weight.dtype == memory.dtype or autocasts(memory.device.type)
     return PackedWeights(weight, bias) if fits and same else None
 
 

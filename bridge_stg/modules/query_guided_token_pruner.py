@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from ..ops import prune_tokens, score_tokens
 from ..ops._checks import BOOLEAN, FLOATING, Expect, check_choice, check_integer, check_number, check_tensors
+from ..ops._modes import without_autocast
 from ..ops._scoring import REDUCES, SCORINGS, inverse_norm
 from ..ops.prune_tokens import Reduce, Scoring, gather_rows
-from ._linear import check_like_weight, input_dtype, weight_obstacle, without_autocast
+from ._linear import check_like_weight, input_dtype, weight_obstacle
 
 Gate = Literal["soft", "straight_through"]
 Budget = Literal["frame", "clip"]
@@ -203,7 +204,7 @@ class QueryGuidedTokenPruner(nn.Module):
         The tokens are the very ones given, and the queries hold W_f, where `token_proj` is its weight alone.
         """
         # Not under autocast: rounding the queries to bfloat16 would flip selections.
-        with without_autocast(queries):
+        with without_autocast(queries.device.type):
             queries = queries.to(input_dtype(self.query_proj, queries))
             if weight_obstacle(self.query_proj) is None:
                 check_like_weight(type(self).__name__, self.query_proj.weight, queries=queries)
