@@ -6,13 +6,23 @@ import torch
 
 
 def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
-    """(centre x, centre y, width, height) to (x1, y1, x2, y2), last dimension of any shape `[..., 4]`."""
+    """(centre x, centre y, width, height) to (x1, y1, x2, y2), last dimension of any shape `[..., 4]`.
+
+    Raises:
+        ValueError: the last dimension is not 4.
+    """
+    _check_boxes(boxes)
     centre, size = boxes[..., :2], boxes[..., 2:]
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
 def xyxy_to_cxcywh(boxes: torch.Tensor) -> torch.Tensor:
-    """(x1, y1, x2, y2) to (centre x, centre y, width, height), last dimension of any shape `[..., 4]`."""
+    """(x1, y1, x2, y2) to (centre x, centre y, width, height), last dimension of any shape `[..., 4]`.
+
+    Raises:
+        ValueError: the last dimension is not 4.
+    """
+    _check_boxes(boxes)
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], dim=-1)
 
@@ -27,6 +37,9 @@ def pairwise_iou_giou(boxes: torch.Tensor, others: torch.Tensor) -> tuple[torch.
 
     Returns:
         (iou, giou), each `[...]`; degenerate boxes give 0 and a finite giou.
+
+    Raises:
+        ValueError: the last dimension of one is not 4.
     """
     a, b = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(others)
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
@@ -39,3 +52,8 @@ def pairwise_iou_giou(boxes: torch.Tensor, others: torch.Tensor) -> tuple[torch.
 def inverse_sigmoid(x: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
     """logit of x clamped to [eps, 1 - eps]."""
     return x.clamp(eps, 1 - eps).logit()
+
+
+def _check_boxes(boxes: torch.Tensor) -> None:
+    if boxes.dim() == 0 or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes must have shape [..., 4], got {list(boxes.shape)}.")

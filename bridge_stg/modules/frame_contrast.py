@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from ..ops._checks import BOOLEAN, FLOATING, Expect, check_integer, check_number, check_tensors
 
 
 class FrameContrast(nn.Module):
@@ -17,13 +21,20 @@ class FrameContrast(nn.Module):
         frame_dim: width of the pooled frame tokens.
         query_dim: C, width of the aggregated query.
         temperature: tau.
+
+    Raises:
+        TypeError, ValueError: a width that is no int of at least 1; a `temperature` that is not positive and finite.
     """
 
     def __init__(self, frame_dim: int, query_dim: int, temperature: float = 0.1) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}.")
-        self.temperature = temperature
+        check_integer("FrameContrast", "frame_dim", frame_dim, 1)
+        check_integer("FrameContrast", "query_dim", query_dim, 1)
+        if not 0 < check_number("FrameContrast", "temperature", temperature) < math.inf:
+            raise ValueError(f"FrameContrast: temperature must be positive and finite, got {temperature}.")
+        self.frame_dim = frame_dim
+        self.query_dim = query_dim
+        self.temperature = float(temperature)
         self.project_frame = nn.Linear(frame_dim, query_dim)
         self.project_query = nn.Linear(query_dim, query_dim)
 
@@ -36,7 +47,15 @@ class FrameContrast(nn.Module):
 
         Returns:
             `[B, T]`, cosine / tau.
+
+        Raises:
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device.
         """
+        check_tensors(
+            "FrameContrast",
+            Expect("queries", queries, f"B M {self.query_dim}", FLOATING),
+            Expect("frames", frames, f"B T {self.frame_dim}", FLOATING),
+        )
         query = F.normalize(self.project_query(queries.mean(1)), dim=-1)
         frame = F.normalize(self.project_frame(frames), dim=-1)
         return torch.einsum("bc,btc->bt", query, frame) / self.temperature
@@ -51,7 +70,13 @@ class FrameContrast(nn.Module):
 
         Returns:
             scalar; clips whose frames are all inside or all outside do not count. 0 when no clip counts.
+
+        Raises:
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device.
         """
+        check_tensors(
+            "FrameContrast.loss", Expect("logits", logits, "B T", FLOATING), Expect("inside", inside, "B T", BOOLEAN)
+        )
         count = inside.sum(-1)
         mixed = (count > 0) & (count < inside.shape[-1])
         return FrameContrast.loss_sum(logits, inside & mixed[:, None]) / mixed.sum().clamp(min=1)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .memory_cross_attention import MemoryCrossAttention
 from .multi_layer_query_cross_attention import MultiLayerQueryCrossAttention
@@ -36,14 +35,20 @@ def importance(
         where it has no key to attend to.
 
     Raises:
+        TypeError: another kind of attention.
         ValueError: not one query tensor for each layer of a stack.
     """
-    if isinstance(attention, MemoryCrossAttention):
-        layers, queries = [attention], [torch.as_tensor(query)]
-    else:
-        layers, queries = [cast(MemoryCrossAttention, layer) for layer in attention.layers], list(query)
-        if len(queries) != len(layers):
-            raise ValueError(f"query must hold one tensor for each of {len(layers)} layers, got {len(queries)}.")
+    if not isinstance(attention, nn.Module) or not any(
+        isinstance(x, MemoryCrossAttention) for x in attention.modules()
+    ):
+        raise TypeError(
+            "importance: attention must be a MemoryCrossAttention or a MultiLayerQueryCrossAttention, "
+            f"got {type(attention).__name__}."
+        )
+    stack = getattr(attention, "layers", None)  # of a wrapper, such as a model with adapters, too
+    layers, queries = ([attention], [query]) if stack is None else (list(stack), list(query))
+    if len(queries) != len(layers):
+        raise ValueError(f"query must hold one tensor for each of {len(layers)} layers, got {len(queries)}.")
     options = {"position": position, "bias": bias, "key_padding_mask": key_padding_mask}
     with torch.no_grad():
         masses = [layer(q, memory, **options, need_mass=True)[1] for layer, q in zip(layers, queries, strict=True)]

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..ops._checks import BOOLEAN, FLOATING, Expect, check_choice, check_tensors
+from ..ops._checks import FLOATING, check_choice, check_integer, check_number
 from ..ops._head_products import attend_heads
 from ..ops._native import library_obstacle
 from ..ops.projected_attention import LIBRARIES, projected_attention
+from ._attention_call import AttentionCall, AttentionWeights
+from ._attention_conversion import copy_linears, copy_multihead_attention
+from ._attention_masks import score_bias, split_padding
+from ._linear import check_like_weight
+from ._projected_memory import PROJECTED, PackedWeights, project_memory
 
 Path = Literal["auto", "absorbed", "projected"]
-
-# The `ProjectedMemory` of each memory that `MultiLayerQueryCrossAttention.share` projected.
-PROJECTED = WeakTensorKeyDictionary()
+PATHS = ("auto", "absorbed", "projected")
 
 
 class MemoryCrossAttention(nn.Module):
@@ -35,312 +35,341 @@ class MemoryCrossAttention(nn.Module):
     Several layers over one memory should be given `ops.share_memory(memory)` in its place: its gradient is then made
     once. `MultiLayerQueryCrossAttention` also projects once.
 
-    A row that sees no key, which is NaN in `nn.MultiheadAttention`, attends to nothing: its output is
-    `out_proj.bias`. Attention dropout and `attn_mask` are not offered.
+    It takes the arguments of `nn.MultiheadAttention`, here and in the call, by name and by position;
+    `docs/compatibility_attention.md` lists what is the same. `batch_first` is True and `need_weights` False by
+    default. A row that sees no key, which is NaN in `nn.MultiheadAttention`, attends to nothing: its output is
+    `out_proj.bias` and its weights are 0.
 
     Args:
-        embed_dim: width of queries, memory and output.
-        num_heads: heads; must divide `embed_dim`.
+        embed_dim: width of queries and output.
+        num_heads: heads; must divide `inner_dim`.
+        dropout: share of the attention weights that is set to 0 in training.
         bias: whether the projections have a bias.
-        batch_first: whether tensors are [B, length, C] or [length, B, C].
-        path: "auto" picks by shape (`uses_absorption`); the others force one way.
+        add_bias_kv, add_zero_attn: must be False.
+        kdim, vdim: width of the keys and of the values, `embed_dim` if None.
+        batch_first: whether tensors are [B, length, width] or [length, B, width].
+        path: "auto" picks by shape (`uses_absorption`); the others force one way. A call that cannot absorb is
+            projected: a value that is not the memory, `attn_mask`, dropout in training, `need_weights`.
         library: what attends to projected keys and values, one of "flash_attn", "xformers", "sdpa" and "flex"; None
             picks.
+        inner_dim: width of all heads together, `embed_dim` if None.
 
     Raises:
-        ValueError: `num_heads` does not divide `embed_dim`; an unknown path or library.
+        TypeError, ValueError: an argument of the wrong type or out of range; `num_heads` does not divide the width;
+            an unknown path or library.
     """
+
+    in_proj_weight: Tensor | None
+    in_proj_bias: Tensor | None
+    q_proj_weight: Tensor | None
+    k_proj_weight: Tensor | None
+    v_proj_weight: Tensor | None
 
     def __init__(
         self,
         embed_dim: int,
         num_heads: int,
-        *,
+        dropout: float = 0.0,
         bias: bool = True,
+        add_bias_kv: bool = False,
+        add_zero_attn: bool = False,
+        kdim: int | None = None,
+        vdim: int | None = None,
         batch_first: bool = True,
-        path: Path = "auto",
-        library: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        path: Path = "auto",
+        library: str | None = None,
+        inner_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or embed_dim % num_heads:
-            raise ValueError(f"num_heads must divide embed_dim={embed_dim}, got {num_heads}.")
-        if path not in ("auto", "absorbed", "projected"):
+        name = type(self).__name__
+        check_integer(name, "embed_dim", embed_dim, 1)
+        check_integer(name, "num_heads", num_heads, 1)
+        for width, value in {"kdim": kdim, "vdim": vdim, "inner_dim": inner_dim}.items():
+            if value is not None:
+                check_integer(name, width, value, 1)
+        inner = embed_dim if inner_dim is None else inner_dim
+        if inner % num_heads:
+            divided = "embed_dim" if inner_dim is None else "inner_dim"
+            raise ValueError(f"num_heads must divide {divided}={inner}, got {num_heads}.")
+        if not 0.0 <= check_number(name, "dropout", dropout) <= 1.0:
+            raise ValueError(f"{name}: dropout must be in 0..1, got {dropout}.")
+        if add_bias_kv or add_zero_attn:
+            raise ValueError(f"{name}: add_bias_kv and add_zero_attn must be False: added rows are no memory.")
+        if path not in PATHS:
             raise ValueError(f"path must be 'auto', 'absorbed' or 'projected', got {path!r}.")
         if library is not None:
-            check_choice("MemoryCrossAttention", "library", library, tuple(LIBRARIES))
+            check_choice(name, "library", library, tuple(LIBRARIES))
+        if dtype is not None and dtype not in FLOATING:
+            raise TypeError(f"{name}: dtype must be floating point, got {dtype}.")
         self.embed_dim = embed_dim
+        self.kdim = embed_dim if kdim is None else kdim
+        self.vdim = embed_dim if vdim is None else vdim
+        self.inner_dim = inner
         self.num_heads = num_heads
-        self.head_dim = embed_dim // num_heads
+        self.head_dim = inner // num_heads
+        self.dropout = float(dropout)
         self.batch_first = batch_first
         self.path: Path = path
         self.library = library
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * embed_dim, embed_dim, device=device, dtype=dtype))
-        self.in_proj_bias = nn.Parameter(torch.empty(3 * embed_dim, device=device, dtype=dtype)) if bias else None
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias, device=device, dtype=dtype)
+        # Code written for `nn.MultiheadAttention` reads these.
+        self.bias_k = self.bias_v = None
+        self.add_zero_attn = False
+        self._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer multiplies the weights itself
+
+        def empty(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        packed = self.kdim == self.vdim == inner == embed_dim
+        self.register_parameter("in_proj_weight", empty(3 * inner, embed_dim) if packed else None)
+        for part, size in {"q": embed_dim, "k": self.kdim, "v": self.vdim}.items():
+            self.register_parameter(f"{part}_proj_weight", None if packed else empty(inner, size))
+        self.register_parameter("in_proj_bias", empty(3 * inner) if bias else None)
+        self.out_proj = nn.Linear(inner, embed_dim, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Initialise as `nn.MultiheadAttention` does."""
-        nn.init.xavier_uniform_(self.in_proj_weight)
+        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"):
+            if (weight := getattr(self, name)) is not None:
+                nn.init.xavier_uniform_(weight)
         if self.in_proj_bias is not None:
             nn.init.zeros_(self.in_proj_bias)
             nn.init.zeros_(self.out_proj.bias)
 
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention, path: Path = "auto") -> MemoryCrossAttention:
-        """A module with the layout and a copy of the parameters of `attention`.
+        """A module with the layout, the mode and a copy of the parameters of `attention`; what is frozen stays so.
 
         Raises:
-            ValueError: `attention` has dropout, another key or value width, or added key and value rows.
+            TypeError: something else than an `nn.MultiheadAttention`.
+            ValueError: added key and value rows; hooks, a forward of its own (offloaded, quantised), or an `out_proj`
+                that is no plain linear layer (adapted).
         """
-        if attention.dropout:
-            raise ValueError(
-                f"MemoryCrossAttention has no attention dropout: set dropout to 0 first, got {attention.dropout}."
-            )
-        if attention.in_proj_weight is None or attention.bias_k is not None or attention.add_zero_attn:
-            raise ValueError(
-                "MemoryCrossAttention needs an nn.MultiheadAttention with kdim = vdim = embed_dim and without "
-                "add_bias_kv or add_zero_attn."
-            )
-        weight = attention.in_proj_weight
-        made = cls(
-            attention.embed_dim,
-            attention.num_heads,
-            bias=attention.in_proj_bias is not None,
-            batch_first=attention.batch_first,
-            path=path,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
-        made.load_state_dict(attention.state_dict())
-        made.train(attention.training)
-        return made
+        return copy_multihead_attention(cls, attention, path)
 
-    def uses_absorption(self, queries: int, rows: int, device_type: str = "cpu") -> bool:
-        """The rule of "auto", for Q `queries` over M `rows`, H heads and width C.
+    @classmethod
+    def from_linears(
+        cls,
+        q: nn.Linear,
+        k: nn.Linear,
+        v: nn.Linear,
+        out: nn.Linear,
+        num_heads: int,
+        *,
+        dropout: float = 0.0,
+        batch_first: bool = True,
+        path: Path = "auto",
+    ) -> MemoryCrossAttention:
+        """A module with a copy of four projections, as most models keep them; what is frozen stays so.
 
-        With the compiled library, in float32 on a CPU: Q (2 C + (H - 1) M) <= 1.25 M C. Elsewhere
-        Q (C + (H - 1) M) <= 0.7 M C, and on CUDA C <= 512.
+        Scores are scaled by 1 / sqrt(head_dim). Widths may differ, but `q`, `k` and `v` have one number of outputs.
+        Where only some of them have a bias, it is 0 for the others.
 
-        Absorbed, a clip takes 2 Q C^2 + 2 Q H M C multiply-adds between the projections that both ways share;
-        projected, 2 M C^2 + 2 Q M C. Break-even lies near Q = head_dim for a long memory, earlier for a short one.
+        Args:
+            q: from the width of the queries to all heads.
+            k, v: from the width of the memory (or of keys and of values) to all heads.
+            out: from all heads to the output.
+            num_heads: heads.
+            dropout, batch_first, path: as in the class.
+
+        Raises:
+            TypeError, ValueError: a layer that is no plain `nn.Linear` (adapted, quantised, hooked), or one whose
+                width, dtype or device does not fit the others.
+        """
+        return copy_linears(cls, q, k, v, out, num_heads, dropout=dropout, batch_first=batch_first, path=path)
+
+    def uses_absorption(
+        self, queries: int, rows: int, device_type: str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> bool:
+        """The rule of "auto", for Q `queries` over M `rows`, H heads, memory width C and inner width E.
+
+        With the compiled library, in float32 on a CPU: Q (2 E C + M (H C - E)) <= 1.25 M C E. Elsewhere
+        Q (E C + M (H C - E)) <= 0.7 M C E, and on CUDA C <= 512.
+
+        Absorbed, a clip takes 2 Q E C + 2 Q H M C multiply-adds between the projections that both ways share;
+        projected, 2 M C E + 2 Q M E. Break-even lies near Q = head_dim for a long memory, earlier for a short one.
         The numbers are measured, forward and backward alike: absorbed as products of torch, which are the thinner ones,
         the ways break even at 0.5..0.8 of the count; by the compiled kernels, which keep a block of keys near for all
         that is done with it, beyond it. Wider memories do not fit the tiles of the fused CUDA kernels.
         """
-        width = self.embed_dim
-        if device_type == "cpu" and self.in_proj_weight.dtype == torch.float32 and library_obstacle("cpu") is None:
-            return queries * (2 * width + (self.num_heads - 1) * rows) <= 1.25 * rows * width
-        if device_type == "cuda" and width > 512:
+        width, inner = self.kdim, self.inner_dim
+        if width != self.vdim or (device_type == "cuda" and width > 512):
             return False
-        return queries * (width + (self.num_heads - 1) * rows) <= 0.7 * rows * width
+        native = device_type == "cpu" and dtype == torch.float32 and library_obstacle("cpu") is None
+        fold, share = (2, 1.25) if native else (1, 0.7)
+        cost = queries * (fold * inner * width + rows * (self.num_heads * width - inner))
+        fewer = cost <= share * rows * width * inner
+        if torch.compiler.is_exporting():  # a guard would narrow a dynamic size; projecting is right for all of them
+            from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-    def absorbs(self, queries: int, rows: int, device_type: str = "cpu") -> bool:
-        """Whether this module goes the absorbed way: as `path` says, or by the rule."""
+            return statically_known_true(fewer)
+        return bool(fewer)
+
+    def absorbs(self, queries: int, rows: int, device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> bool:
+        """Whether this module goes the absorbed way where a call can: as `path` says, or by the rule."""
         if self.path == "auto":
-            return self.uses_absorption(queries, rows, device_type)
-        return self.path == "absorbed"
+            return self.uses_absorption(queries, rows, device_type, dtype)
+        return self.path == "absorbed" and self.kdim == self.vdim
 
     def forward(
         self,
         query: Tensor,
-        memory: Tensor,
+        memory: Tensor | None = None,
         value: Tensor | None = None,
-        *,
-        position: Tensor | None = None,
-        bias: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
         need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+        *,
+        key: Tensor | None = None,
+        position: Tensor | None = None,
+        bias: Tensor | None = None,
         need_mass: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from `query` to `memory`.
 
         Args:
-            query: [B, Q, C] ([Q, B, C] if not `batch_first`).
-            memory: [B, M, C] ([M, B, C]), key and value.
-            value: accepted where `nn.MultiheadAttention` takes it, and must then be `memory` itself.
+            query: [B, Q, C] ([Q, B, C] if not `batch_first`; [Q, C] without clips, and then no B anywhere).
+            memory: [B, M, kdim] ([M, B, kdim]), key and value.
+            value: [B, M, vdim]. Where it is not the memory itself (the same object), both are projected.
+            key_padding_mask: [B, M]; bool, True for a key to ignore, or floating point, to be added to the scores.
+            need_weights: whether to return the weights; projects. Off by default, unlike in `nn.MultiheadAttention`.
+            attn_mask: [Q, M] or [B * H, Q, M]; bool or floating point as above, for each query; projects.
+            average_attn_weights: whether the weights are averaged over heads.
+            is_causal: a hint that `attn_mask`, which must be given, is causal; changes nothing.
+            key: the memory, by the name it has in `nn.MultiheadAttention`.
             position: shape of the memory, added to the keys only.
             bias: [B, M], added to the attention scores of every head and query; differentiable.
-            key_padding_mask: [B, M] bool, True for a key to ignore, as in `nn.MultiheadAttention`.
-            need_weights: whether to return the weights, averaged over heads; takes the projected way. Off by
-                default, unlike in `nn.MultiheadAttention`.
-            need_mass: whether to return the mean weight of each key over heads and queries (`importance`); takes the
-                absorbed way. A constant to autograd.
+            need_mass: whether to return the mean weight of each key over heads and queries (`importance`), absorbed
+                where the call can be. A constant to autograd, without dropout.
 
         Returns:
-            (output, shape of the query; weights [B, Q, M], mass [B, M] float32, or None).
+            (output, shape of the query; weights [B, Q, M] or by head [B, H, Q, M], mass [B, M] float32, or None).
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device; a `value` that is not the memory; both
-                weights and mass asked for.
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device; both weights and mass asked for.
         """
-        if value is not None and value is not memory:
-            raise ValueError("value must be the memory itself; a key that differs by a position is `position`.")
+        if (memory is None) == (key is None):
+            raise TypeError("MemoryCrossAttention: the memory must be given as memory or as key, and only as one.")
+        memory = cast(Tensor, key if memory is None else memory)
+        one = value is None or value is memory
         if need_weights and need_mass:
             raise ValueError("need_weights and need_mass cannot both be set: the mass is the mean of the weights.")
-        shape = f"B {{}} {self.embed_dim}" if self.batch_first else f"{{}} B {self.embed_dim}"
-        check_tensors(
-            "MemoryCrossAttention",
-            Expect("query", query, shape.format("Q"), FLOATING),
-            Expect("memory", memory, shape.format("M"), FLOATING),
-            Expect("position", position, shape.format("M"), FLOATING, optional=True),
-            Expect("bias", bias, "B M", FLOATING, optional=True),
-            Expect("key_padding_mask", key_padding_mask, "B M", BOOLEAN, optional=True),
-        )
-        if not self.batch_first:
-            query, memory = query.transpose(0, 1), memory.transpose(0, 1)
-            position = None if position is None else position.transpose(0, 1)
-        weights = None
-        if need_weights:
-            out, weights = self._with_weights(query, memory, position, bias, key_padding_mask)
-        elif need_mass or self.absorbs(query.shape[1], memory.shape[1], memory.device.type):
-            out, weights = self._absorbed(query, memory, position, bias, key_padding_mask, need_mass)
+        if is_causal and attn_mask is None:
+            raise ValueError("MemoryCrossAttention: is_causal needs an attn_mask: it says that the mask is causal.")
+        call = AttentionCall(query, memory, None if one else value, position, bias, key_padding_mask, attn_mask)
+        call.check("MemoryCrossAttention", self.num_heads, self.batch_first, (self.embed_dim, self.kdim, self.vdim))
+        weights = self._weights()
+        likes = {"query": query, "memory": memory, "value": call.value, "position": position}
+        check_like_weight("MemoryCrossAttention", weights.q, **likes)
+        batched = query.dim() == 3
+        call = call.with_clips_first(self.batch_first)
+        dropout = self.dropout if self.training else 0.0
+        can_absorb = one and attn_mask is None and not dropout and not need_weights and self.kdim == self.vdim
+        shape = (call.query.shape[1], call.memory.shape[1], memory.device.type, memory.dtype)
+        if can_absorb and (need_mass or self.absorbs(*shape)):
+            out, shown = self._absorbed(call, weights, need_mass)
+        elif need_weights or need_mass:
+            out, shown = self._with_weights(call, weights, dropout, need_mass)
+            shown = shown.mean(dim=1) if average_attn_weights and need_weights else shown
         else:
-            out = self._projected(query, memory, position, bias, key_padding_mask)
+            out, shown = self._projected(call, weights, dropout), None
         out = self.out_proj(out)
-        return (out if self.batch_first else out.transpose(0, 1)), weights
+        if not batched:
+            return out[0], None if shown is None else shown[0]
+        return (out if self.batch_first else out.transpose(0, 1)), shown
 
-    def _parts(self) -> tuple[tuple[Tensor, Tensor | None], ...]:
-        weights = self.in_proj_weight.chunk(3)
-        biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
-        return tuple(zip(weights, biases, strict=True))
+    def _weights(self) -> AttentionWeights:
+        """The parameters, each read once: reading a parametrized weight may change it (spectral norm)."""
+        packed, bias = self.in_proj_weight, self.in_proj_bias
+        parts = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if packed is None else packed.chunk(3)
+        q, k, v = cast(tuple[Tensor, Tensor, Tensor], parts)
+        q_bias, k_bias, v_bias = (None, None, None) if bias is None else bias.chunk(3)
+        return AttentionWeights(
+            q, k, v, q_bias, k_bias, v_bias, None if packed is None else PackedWeights(packed, bias)
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, length, C] -> [B, length, H, head_dim]."""
+        """[B, length, E] -> [B, length, H, head_dim]."""
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
     def _absorbed(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        position: Tensor | None,
-        bias: Tensor | None,
-        key_padding_mask: Tensor | None,
-        need_mass: bool,
+        self, call: AttentionCall, weights: AttentionWeights, need_mass: bool
     ) -> tuple[Tensor, Tensor | None]:
-        (w_q, b_q), (w_k, _), (w_v, b_v) = self._parts()  # a bias of the keys cancels in the softmax
-        batch, count, _ = query.shape
+        batch, count, _ = call.query.shape
+        bias, padding = split_padding(call.bias, call.key_padding_mask)
         out, lse, *masses = attend_heads(
-            F.linear(query, w_q, b_q),
-            w_k,
-            w_v,
-            memory,
+            F.linear(call.query, weights.q, weights.q_bias),
+            weights.k,  # a bias of the keys cancels in the softmax
+            weights.v,
+            call.memory,
             self.num_heads,
-            position=position,
+            position=call.position,
             bias=bias,
-            key_mask=None if key_padding_mask is None else ~key_padding_mask,
+            key_mask=None if padding is None else ~padding,
             scale=1.0 / math.sqrt(self.head_dim),
             return_mass=need_mass,
         )
         mass = masses[0] / (count * self.num_heads) if masses else None
-        if b_v is None:
+        if weights.v_bias is None:
             return out, mass
-        if key_padding_mask is None and bias is None:
-            return out + b_v, mass
+        if padding is None and bias is None and call.memory.shape[1]:
+            return out + weights.v_bias, mass
         # Whether a row sees a key does not depend on its head.
         seen = lse.view(batch, count, self.num_heads)[..., :1] != -torch.inf
-        return out + b_v * seen, mass
+        return out + weights.v_bias * seen, mass
 
-    def _projected(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        position: Tensor | None,
-        bias: Tensor | None,
-        key_padding_mask: Tensor | None,
-    ) -> Tensor:
-        q, k, v = self._project(query, memory, position)
-        score_bias, seen = _score_bias(bias, key_padding_mask, q.dtype)
-        out = projected_attention(q, k, v, score_bias, library=self.library)
+    def _projected(self, call: AttentionCall, weights: AttentionWeights, dropout: float) -> Tensor:
+        q, k, v = self._project(call, weights)
+        bias, padding = split_padding(call.bias, call.key_padding_mask)
+        term, seen = score_bias(bias, padding, call.attn_mask, self.num_heads, q.dtype)
+        out = projected_attention(q, k, v, term, library=self.library, dropout=dropout)
         if seen is not None:
             out = out * seen
         return out.flatten(2)
 
     def _with_weights(
-        self,
-        query: Tensor,
-        memory: Tensor,
-        position: Tensor | None,
-        bias: Tensor | None,
-        key_padding_mask: Tensor | None,
+        self, call: AttentionCall, weights: AttentionWeights, dropout: float, need_mass: bool
     ) -> tuple[Tensor, Tensor]:
-        q, k, v = self._project(query, memory, position)
-        score_bias, seen = _score_bias(bias, key_padding_mask, q.dtype)
+        """Output, and the weights [B, H, Q, M] that made it; with `need_mass` in their place the mass [B, M]."""
+        q, k, v = self._project(call, weights)
+        bias, padding = split_padding(call.bias, call.key_padding_mask)
+        term, seen = score_bias(bias, padding, call.attn_mask, self.num_heads, q.dtype)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         score = q @ k.transpose(2, 3) / math.sqrt(self.head_dim)
-        weights = (score if score_bias is None else score + score_bias).softmax(dim=-1)
+        shares = (score if term is None else score + term).softmax(dim=-1)
         if seen is not None:
-            weights = weights * seen
-        return (weights @ v).transpose(1, 2).flatten(2), weights.mean(dim=1)
+            shares = shares * seen.transpose(1, 2)
+        dropped = F.dropout(shares, dropout)
+        out = (dropped @ v).transpose(1, 2).flatten(2)
+        if not need_mass:
+            return out, dropped
+        kept = shares.detach()
+        return out, kept.to(torch.promote_types(kept.dtype, torch.float32)).mean(dim=(1, 2))
 
-    def _project(self, query: Tensor, memory: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _project(self, call: AttentionCall, weights: AttentionWeights) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, [B, length, H, head_dim]."""
-        (w_q, b_q), *_ = self._parts()
-        pairs = None if torch.compiler.is_compiling() else PROJECTED.get(memory)
-        if pairs is not None and pairs.position is position and self in pairs.by_layer:
-            keys, values = pairs.by_layer[self]
-        else:
-            (keys, values), *_ = project_memory([self], memory, position)
-        return self._heads(F.linear(query, w_q, b_q)), keys, values
+        q = self._heads(F.linear(call.query, weights.q, weights.q_bias))
+        memory, position = call.memory, call.position
+        if call.value is None and weights.packed is not None:
+            pairs = None if torch.compiler.is_compiling() else PROJECTED.get(memory)
+            if pairs is not None and pairs.position is position and self in pairs.by_layer:
+                return q, *pairs.by_layer[self]
+            return q, *project_memory([weights.packed], self.num_heads, memory, position)[0]
+        keys = memory if position is None else memory + position
+        values = memory if call.value is None else call.value
+        return (
+            q,
+            self._heads(F.linear(keys, weights.k, weights.k_bias)),
+            self._heads(F.linear(values, weights.v, weights.v_bias)),
+        )
 
     def extra_repr(self) -> str:
-        return f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, path={self.path!r}, library={self.library!r}"
-
-
-class ProjectedMemory(NamedTuple):
-    """Keys and values that several layers made of one memory.
-
-    Attributes:
-        position: the position added to the keys, or None.
-        by_layer: (keys, values), each [B, M, H, head_dim].
-    """
-
-    position: Tensor | None
-    by_layer: WeakKeyDictionary[MemoryCrossAttention, tuple[Tensor, Tensor]]
-
-
-def project_memory(
-    layers: Sequence[MemoryCrossAttention], memory: Tensor, position: Tensor | None
-) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values [B, M, H, head_dim] of layers of one shape, by one product (two where there is a position)."""
-    width, heads = layers[0].embed_dim, (layers[0].num_heads, layers[0].head_dim)
-
-    def project(x: Tensor, first: int, last: int) -> list[Tensor]:
-        weight = _cat([layer.in_proj_weight[first * width : last * width] for layer in layers])
-        biases = [
-            layer.in_proj_bias[first * width : last * width] for layer in layers if layer.in_proj_bias is not None
-        ]
-        bias = _cat(biases) if biases else None
-        parts = F.linear(x, weight, bias).unflatten(-1, (len(layers) * (last - first), *heads))
-        return list(parts.unbind(2))
-
-    if position is None:
-        parts = project(memory, 1, 3)
-        return list(zip(parts[::2], parts[1::2], strict=True))
-    return list(zip(project(memory + position, 1, 2), project(memory, 2, 3), strict=True))
-
-
-def _cat(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _score_bias(
-    bias: Tensor | None, key_padding_mask: Tensor | None, dtype: torch.dtype
-) -> tuple[Tensor | None, Tensor | None]:
-    """The additive mask [B, 1, 1, M] and whether a clip has any key, [B, 1, 1, 1]; a clip without one is unmasked.
-
-    Softmax of a row of -inf is NaN in some kernels and zeros in others; so is its gradient.
-    """
-    if bias is None and key_padding_mask is None:
-        return None, None
-    if bias is None:
-        assert key_padding_mask is not None
-        total = torch.zeros(key_padding_mask.shape, dtype=dtype, device=key_padding_mask.device)
-    else:
-        total = bias.to(dtype)
-    if key_padding_mask is not None:
-        total = total.masked_fill(key_padding_mask, -torch.inf)
-    seen = (total != -torch.inf).any(dim=1)[:, None]
-    return torch.where(seen, total, 0.0)[:, None, None], seen[:, :, None, None]
+        names = ["embed_dim", "num_heads", "path", "library"]
+        widths = {"kdim": self.embed_dim, "vdim": self.embed_dim, "inner_dim": self.embed_dim, "dropout": 0.0}
+        names += [name for name, usual in widths.items() if getattr(self, name) != usual]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ..ops import share_memory
-from .memory_cross_attention import PROJECTED, MemoryCrossAttention, Path, ProjectedMemory, project_memory
+from ..ops._checks import FLOATING, Expect, check_integer, check_tensors
+from ..ops._modes import autocasts
+from ._projected_memory import PROJECTED, PackedWeights, ProjectedMemory, project_memory
+from .memory_cross_attention import MemoryCrossAttention, Path
 
 
 class MultiLayerQueryCrossAttention(nn.Module):
@@ -22,6 +25,9 @@ class MultiLayerQueryCrossAttention(nn.Module):
     Args:
         embed_dim, num_heads, bias, batch_first, path, library: as in `MemoryCrossAttention`.
         num_layers: L.
+
+    Raises:
+        TypeError, ValueError: what `MemoryCrossAttention` raises; `num_layers` that is no int of at least 1.
     """
 
     def __init__(
@@ -38,8 +44,7 @@ class MultiLayerQueryCrossAttention(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_layers < 1:
-            raise ValueError(f"num_layers must be at least 1, got {num_layers}.")
+        check_integer(type(self).__name__, "num_layers", num_layers, 1)
         self.layers = nn.ModuleList(
             MemoryCrossAttention(
                 embed_dim,
@@ -84,21 +89,39 @@ class MultiLayerQueryCrossAttention(nn.Module):
 
         Returns:
             The memory, and with a position the pair (memory, position).
+
+        Raises:
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device; `queries` that is no int of at least 0.
         """
+        name = f"{type(self).__name__}.share"
         layers = [layer for layer in self.layers if isinstance(layer, MemoryCrossAttention)]
-        if torch.compiler.is_compiling() or not layers[0].batch_first:
+        shape = "B M C" if not layers else f"B M {layers[0].kdim}" if layers[0].batch_first else f"M B {layers[0].kdim}"
+        check_integer(name, "queries", queries, 0)
+        check_tensors(
+            name,
+            Expect("memory", memory, shape, FLOATING),
+            Expect("position", position, shape, FLOATING, optional=True),
+        )
+        if torch.compiler.is_compiling() or not layers or not layers[0].batch_first:
             return memory if position is None else (memory, position)
-        if layers[0].absorbs(queries, memory.shape[1], memory.device.type):
+        if layers[0].absorbs(queries, memory.shape[1], memory.device.type, memory.dtype):
             return share_memory(memory, position)
         fuse = memory.is_cuda if fuse is None else fuse
-        if fuse and all(_has_plain_weight(layer) for layer in layers):
-            pairs = WeakKeyDictionary(zip(layers, project_memory(layers, memory, position), strict=True))
+        packed = [_readable_weights(layer, memory) for layer in layers] if fuse and _alike(layers) else [None]
+        if None not in packed:
+            made = project_memory(cast(list[PackedWeights], packed), layers[0].num_heads, memory, position)
+            pairs = WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]](zip(layers, made, strict=True))
             memory = memory.view_as(memory)  # the name under which the layers find them
             PROJECTED[memory] = ProjectedMemory(position, pairs)
         return memory if position is None else (memory, position)
 
     def layer(self, i: int, query: Tensor, memory: Tensor, **options: Any) -> Tensor:
-        """Output of layer `i`, shape of the query; options are those of `MemoryCrossAttention.forward`."""
+        """Output of layer `i`, shape of the query; options are those of `MemoryCrossAttention.forward`.
+
+        Raises:
+            TypeError, ValueError: `i` that is no int in -L..L-1; what the layer raises.
+        """
+        check_integer(f"{type(self).__name__}.layer", "i", i, -len(self.layers), len(self.layers) - 1, "layers")
         return self.layers[i](query, memory, **options)[0]
 
     def forward(
@@ -113,19 +136,34 @@ class MultiLayerQueryCrossAttention(nn.Module):
             options: as for `layer`, the same for every layer.
 
         Raises:
-            ValueError: not one query tensor for each layer.
+            TypeError, ValueError: not one query tensor for each layer; what the layers raise.
         """
+        if not isinstance(queries, (Tensor, Sequence)):
+            raise TypeError(f"queries must be a tensor or a list of tensors, got {type(queries).__name__}.")
         if len(queries) != len(self.layers):
             raise ValueError(f"queries must hold one tensor for each of {len(self.layers)} layers, got {len(queries)}.")
-        count = queries[0].shape[1]
-        if position is None:
-            memory = self.share(memory, queries=count)
-        else:
-            memory, position = self.share(memory, queries=count, position=position)
+        if isinstance(memory, Tensor) and memory.dim() == 3:
+            count = queries[0].shape[-2]
+            if position is None:
+                memory = self.share(memory, queries=count)
+            else:
+                memory, position = self.share(memory, queries=count, position=position)
         return [self.layer(i, query, memory, position=position, **options) for i, query in enumerate(queries)]
 
 
-def _has_plain_weight(layer: MemoryCrossAttention) -> bool:
-    """Whether the weight can be used outside the layer: not while it is sharded."""
-    weight = layer.in_proj_weight
-    return type(weight) is nn.Parameter and weight.shape == (3 * layer.embed_dim, layer.embed_dim)
+def _readable_weights(layer: MemoryCrossAttention, memory: Tensor) -> PackedWeights | None:
+    """The weights where they can be read outside the layer's call, else None.
+
+    Not while they are sharded or offloaded, and not where a parametrization or a hook makes them at the call.
+    """
+    weight, bias = layer.in_proj_weight, layer.in_proj_bias
+    hooked = layer._forward_pre_hooks or "forward" in vars(layer)
+    if hooked or type(weight) is not nn.Parameter or type(bias) not in (nn.Parameter, type(None)):
+        return None
+    fits = weight.shape == (3 * layer.embed_dim, layer.embed_dim) and weight.device == memory.device
+    same = weight.dtype == memory.dtype or autocasts(memory.device.type)
+    return PackedWeights(weight, bias) if fits and same else None
+
+
+def _alike(layers: list[MemoryCrossAttention]) -> bool:
+    return len({(x.embed_dim, x.num_heads, x.in_proj_bias is None) for x in layers}) == 1

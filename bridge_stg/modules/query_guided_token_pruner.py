@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from numbers import Integral, Real
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..ops import prune_tokens, score_tokens
-from ..ops.prune_tokens import Reduce, Scoring
+from ..ops._checks import BOOLEAN, FLOATING, Expect, check_choice, check_integer, check_number, check_tensors
+from ..ops._modes import without_autocast
+from ..ops._scoring import REDUCES, SCORINGS, inverse_norm
+from ..ops.prune_tokens import Reduce, Scoring, gather_rows
+from ._linear import check_like_weight, input_dtype, weight_obstacle
 
 Gate = Literal["soft", "straight_through"]
 Budget = Literal["frame", "clip"]
@@ -42,7 +47,9 @@ class QueryGuidedTokenPruner(nn.Module):
     """Keeps the tokens that a learned bilinear score ranks highest, and gates them differentiably.
 
     score[b, n] = reduce_q((W_q g_q) . (W_f x_n) / sqrt(score_dim)). W_f is folded into the few queries at run
-    time, so that no projected copy of the tokens is written.
+    time, so that no projected copy of the tokens is written. Where `token_proj` is more than its weight (an adapter, a
+    quantised or parametrized layer, hooks such as those of offloading) it is called with the tokens instead. Hooks on
+    all modules of the process alone, which profilers set, do not change the way.
 
     Args:
         token_dim: width of the tokens.
@@ -60,7 +67,8 @@ class QueryGuidedTokenPruner(nn.Module):
             soft one in the backward pass (Bengio, Leonard and Courville, 2013).
 
     Raises:
-        ValueError: `keep` or `noise` out of range, or an unknown `budget` or `gate`.
+        TypeError, ValueError: an argument of the wrong type or out of range, or an unknown `scoring`, `reduce`,
+            `budget` or `gate`.
     """
 
     def __init__(
@@ -79,15 +87,23 @@ class QueryGuidedTokenPruner(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(keep, bool) or (keep < 1 if isinstance(keep, int) else not 0.0 < keep <= 1.0):
-            raise ValueError(f"keep must be a share in (0, 1] or an int of at least 1, got {keep!r}.")
+        name = type(self).__name__
+        for width, size in {"token_dim": token_dim, "query_dim": query_dim, "score_dim": score_dim}.items():
+            check_integer(name, width, size, 1)
+        check_choice(name, "scoring", scoring, SCORINGS)
+        check_choice(name, "reduce", reduce, REDUCES)
+        noise = check_number(name, "noise", noise)
         if not (math.isfinite(noise) and noise >= 0):
             raise ValueError(f"noise must be a finite number of at least 0, got {noise!r}.")
         if budget not in ("frame", "clip"):
             raise ValueError(f"budget must be 'frame' or 'clip', got {budget!r}.")
         if gate not in ("soft", "straight_through"):
             raise ValueError(f"gate must be 'soft' or 'straight_through', got {gate!r}.")
-        self.keep = keep
+        if dtype is not None and dtype not in FLOATING:
+            raise TypeError(f"{name}: dtype must be floating point, got {dtype}.")
+        self.token_dim = token_dim
+        self.query_dim = query_dim
+        self.keep = _checked_keep(keep)
         self.score_dim = score_dim
         self.scoring: Scoring = scoring
         self.reduce: Reduce = reduce
@@ -100,10 +116,11 @@ class QueryGuidedTokenPruner(nn.Module):
 
     def keep_count(self, size: int) -> int:
         """Tokens kept of a segment of `size`."""
+        # `sym_min` and `sym_max` put no guard on a size that is traced.
         if isinstance(self.keep, int):
-            return min(self.keep, size)
+            return cast(int, torch.sym_min(self.keep, size))
         # 0.07 * 100 is 7.000000000000001 in binary, and must still be 7.
-        return max(1, math.ceil(self.keep * size - 1e-9))
+        return cast(int, torch.sym_min(torch.sym_max(1, math.ceil(self.keep * size - 1e-9)), size))
 
     def forward(
         self, tokens: Tensor, queries: Tensor, mask: Tensor | None = None, *, return_scores: bool = False
@@ -118,27 +135,34 @@ class QueryGuidedTokenPruner(nn.Module):
             return_scores: whether the scores of all tokens are wanted, for a loss on them; they are computed once.
 
         Raises:
-            ValueError: B' does not divide B; what `ops.prune_tokens` raises.
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device; B' does not divide B; what
+                `ops.prune_tokens` raises.
         """
-        query = self._token_space(queries, tokens.shape[0])
-        if self.budget == "clip" and len(queries) != len(tokens):
-            tokens = tokens.unflatten(0, (len(queries), -1)).flatten(1, 2)
-            mask = None if mask is None else mask.unflatten(0, (len(queries), -1)).flatten(1, 2)
+        self._check(tokens, queries, mask)
+        clips = queries.shape[0]
+        compared, query, scoring = self._compared(tokens, queries)
+        if self.budget == "clip" and clips != tokens.shape[0]:
+            one = compared is tokens
+            tokens, compared = (x.unflatten(0, (clips, -1)).flatten(1, 2) for x in (tokens, compared))
+            compared = tokens if one else compared
+            mask = None if mask is None else mask.unflatten(0, (clips, -1)).flatten(1, 2)
         else:
             query = self._expand(query, tokens.shape[0])
         keep = self.keep_count(tokens.shape[1])
-        scores, drawn, scoring, reduce = None, mask, self.scoring, self.reduce
+        scores, drawn, reduce = None, mask, self.reduce
         if self.training and self.noise > 0:
-            scores = score_tokens(tokens, query, scoring=scoring, reduce=reduce)
+            scores = score_tokens(compared, query, scoring=scoring, reduce=reduce)
             drawn = self._draw(scores.detach(), keep, mask)
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
         if return_scores and scores is None:
             kept, index, score, scores = prune_tokens(
-                tokens, query, keep, scoring=scoring, reduce=reduce, mask=drawn, return_scores=True
+                compared, query, keep, scoring=scoring, reduce=reduce, mask=drawn, return_scores=True
             )
         else:
-            kept, index, score = prune_tokens(tokens, query, keep, scoring=scoring, reduce=reduce, mask=drawn)
+            kept, index, score = prune_tokens(compared, query, keep, scoring=scoring, reduce=reduce, mask=drawn)
+        if compared is not tokens:
+            kept = gather_rows(tokens, index)
         log_gate = F.logsigmoid(score + self.gate_bias)
         if self.gate == "straight_through":
             hidden = log_gate == -torch.inf
@@ -147,8 +171,23 @@ class QueryGuidedTokenPruner(nn.Module):
 
     def scores(self, tokens: Tensor, queries: Tensor) -> Tensor:
         """Scores [B, N] float32 of all tokens, without selecting; arguments as in `forward`."""
-        query = self._expand(self._token_space(queries, tokens.shape[0]), tokens.shape[0])
-        return score_tokens(tokens, query, scoring=self.scoring, reduce=self.reduce)
+        self._check(tokens, queries, None)
+        compared, query, scoring = self._compared(tokens, queries)
+        return score_tokens(compared, self._expand(query, tokens.shape[0]), scoring=scoring, reduce=self.reduce)
+
+    def _check(self, tokens: Tensor, queries: Tensor, mask: Tensor | None) -> None:
+        sizes = check_tensors(
+            type(self).__name__,
+            Expect("tokens", tokens, f"B N {self.token_dim}", FLOATING),
+            Expect("queries", queries, f"B' Q {self.query_dim}", FLOATING),
+            Expect("mask", mask, "B N", BOOLEAN, optional=True),
+        )
+        batch, clips = sizes["B"], sizes["B'"]
+        if batch != clips and (clips == 0 or batch % clips):
+            raise ValueError(
+                f"queries must have shape [B', Q, query_dim] with B' dividing the {batch} segments of the tokens, "
+                f"got {list(queries.shape)}."
+            )
 
     def _draw(self, scores: Tensor, keep: int, mask: Tensor | None) -> Tensor:
         """Mask [B, N] of `keep` tokens drawn by noisy scores, or of all unmasked ones where those are fewer."""
@@ -159,25 +198,42 @@ class QueryGuidedTokenPruner(nn.Module):
         drawn = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, noisy.topk(keep, dim=1).indices, True)
         return drawn if mask is None else drawn & mask
 
-    def _token_space(self, queries: Tensor, batch: int) -> Tensor:
-        """Queries [B', Q, query_dim] -> (W_q g) W_f / sqrt(score_dim), [B', Q, token_dim]."""
-        if queries.dim() != 3 or (batch and (not len(queries) or batch % len(queries))):
-            raise ValueError(
-                f"queries must have shape [B', Q, query_dim] with B' dividing the {batch} segments of the tokens, "
-                f"got {list(queries.shape)}."
-            )
+    def _compared(self, tokens: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Scoring]:
+        """Tokens [B, N, D] and queries [B', Q, D] whose products are the scores, and how to score them.
+
+        The tokens are the very ones given, and the queries hold W_f, where `token_proj` is its weight alone.
+        """
         # Not under autocast: rounding the queries to bfloat16 would flip selections.
-        with torch.autocast(queries.device.type, enabled=False):
-            projected = self.query_proj(queries.to(self.query_proj.weight.dtype))
-            return projected @ (self.token_proj.weight / math.sqrt(self.score_dim))
+        with without_autocast(queries.device.type):
+            queries = queries.to(input_dtype(self.query_proj, queries))
+            if weight_obstacle(self.query_proj) is None:
+                check_like_weight(type(self).__name__, self.query_proj.weight, queries=queries)
+            query = self.query_proj(queries)
+            if weight_obstacle(self.token_proj) is None and self.token_proj.bias is None:
+                check_like_weight(type(self).__name__, self.token_proj.weight, queries=query)
+                return tokens, query @ (self.token_proj.weight / math.sqrt(self.score_dim)), self.scoring
+            projected = self.token_proj(tokens.to(input_dtype(self.token_proj, tokens)))
+            if self.scoring == "cosine":  # by the norm of the token itself
+                projected = projected * inverse_norm(tokens.to(projected.dtype))[..., None]
+            return projected, query / math.sqrt(self.score_dim), "dot"
 
     @staticmethod
     def _expand(query: Tensor, batch: int) -> Tensor:
         """Queries [B', Q, D], each repeated for its B / B' segments."""
-        if len(query) == batch:
+        clips = query.shape[0]
+        if clips == batch:
             return query
-        return query[:, None].expand(-1, batch // max(len(query), 1), -1, -1).flatten(0, 1)
+        return query[:, None].expand(-1, batch // clips, -1, -1).flatten(0, 1)
 
     def extra_repr(self) -> str:
         options = ("keep", "scoring", "reduce", "budget", "noise", "gate")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in options)
+
+
+def _checked_keep(keep: float) -> int | float:
+    rule = f"keep must be a share in (0, 1] or an int of at least 1, got {keep!r}."
+    if not isinstance(keep, Real):
+        raise TypeError(rule)
+    if isinstance(keep, bool) or (keep < 1 if isinstance(keep, Integral) else not 0.0 < keep <= 1.0):
+        raise ValueError(rule)
+    return int(keep) if isinstance(keep, Integral) else float(keep)

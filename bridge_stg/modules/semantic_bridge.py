@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ..ops._checks import FLOATING, Expect, check_integer, check_tensors
+
 
 class BridgeQueries(NamedTuple):
     """What `SemanticBridge` returns.
@@ -31,10 +33,16 @@ class SemanticBridge(nn.Module):
         query_dim: C, width of the decoder.
         num_layers: L, LLM layers read.
         multi_layer: False gives every decoder layer the projected states of the last LLM layer.
+
+    Raises:
+        TypeError, ValueError: a width or a number of layers that is no int of at least 1.
     """
 
     def __init__(self, hidden_dim: int, query_dim: int, num_layers: int, *, multi_layer: bool = True) -> None:
         super().__init__()
+        for name, size in {"hidden_dim": hidden_dim, "query_dim": query_dim, "num_layers": num_layers}.items():
+            check_integer("SemanticBridge", name, size, 1)
+        self.hidden_dim = hidden_dim
         self.multi_layer = multi_layer
         self.norms = nn.ModuleList(nn.RMSNorm(hidden_dim) for _ in range(num_layers))
         self.projections = nn.ModuleList(nn.Linear(hidden_dim, query_dim) for _ in range(num_layers))
@@ -48,10 +56,17 @@ class SemanticBridge(nn.Module):
             hidden_states: L tensors `[B, M, D]`, first LLM layer first.
 
         Raises:
-            ValueError: not exactly L tensors.
+            TypeError, ValueError: not exactly L tensors; one of the wrong dtype, shape or device.
         """
         if len(hidden_states) != len(self.projections):
             raise ValueError(f"hidden_states must hold {len(self.projections)} layers, got {len(hidden_states)}.")
+        check_tensors(
+            "SemanticBridge",
+            *(
+                Expect(f"hidden_states[{i}]", state, f"B M {self.hidden_dim}", FLOATING)
+                for i, state in enumerate(hidden_states)
+            ),
+        )
         if not self.multi_layer:
             last = self.projections[-1](self.norms[-1](hidden_states[-1]))
             layers = last + self.layer_embedding[:, None, None]

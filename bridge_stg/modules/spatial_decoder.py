@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops._checks import BOOLEAN, FLOATING, Expect, check_integer, check_tensors
 from .boxes import inverse_sigmoid
 from .multi_layer_query_cross_attention import MultiLayerQueryCrossAttention
 
@@ -71,10 +72,17 @@ class SpatialDecoder(nn.Module):
         ffn_dim: hidden width of the feed-forward blocks.
         num_layers: L.
         learned_reference: start from a learned point instead of the one given to `forward`.
+
+    Raises:
+        TypeError, ValueError: a size that is no int of at least 1; `heads` that do not divide `dim`.
     """
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, num_layers: int, *, learned_reference: bool = False) -> None:
         super().__init__()
+        for name, size in {"dim": dim, "heads": heads, "ffn_dim": ffn_dim, "num_layers": num_layers}.items():
+            check_integer("SpatialDecoder", name, size, 1)
+        if dim % heads:
+            raise ValueError(f"SpatialDecoder: heads must divide dim={dim}, got {heads}.")
         self.dim = dim
         self.layers = nn.ModuleList(SpatialDecoderLayer(dim, heads, ffn_dim) for _ in range(num_layers))
         self.cross_attention = MultiLayerQueryCrossAttention(dim, heads, num_layers)
@@ -109,8 +117,18 @@ class SpatialDecoder(nn.Module):
             frame_mask: `[B, S]` bool, False for padding frames.
 
         Raises:
-            ValueError: `reference` is missing where it is needed.
+            TypeError, ValueError: a tensor of the wrong dtype, shape or device; `reference` is missing where it is
+                needed.
         """
+        check_tensors(
+            "SpatialDecoder",
+            Expect("interactive", interactive, f"{len(self.layers)} B M {self.dim}", FLOATING),
+            Expect("memory", memory, f"B S K {self.dim}", FLOATING),
+            Expect("times", times, "B S", FLOATING),
+            Expect("reference", reference, "B S 2", FLOATING, optional=True),
+            Expect("bias", bias, "B S K", FLOATING, optional=True),
+            Expect("frame_mask", frame_mask, "B S", BOOLEAN, optional=True),
+        )
         _, batch, queries, dim = interactive.shape
         frames = memory.shape[1]
         if self.learned_centre is not None:

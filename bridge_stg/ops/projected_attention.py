@@ -17,15 +17,22 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 def projected_attention(
-    query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | None = None, *, library: str | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_bias: Tensor | None = None,
+    *,
+    library: str | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(q k^T / sqrt(D) + score_bias) v, head by head.
 
     Args:
         query: [B, Q, H, D] floating point.
         key, value: [B, M, H, D], by their strides.
-        score_bias: [B, 1, 1, M] in the dtype of the query, no row of it all -inf; None for none.
+        score_bias: [B or 1, H or 1, Q or 1, M] in the dtype of the query, no row of it all -inf; None for none.
         library: one of `LIBRARIES`; None picks (`choose_library`).
+        dropout: probability with which a weight is set to 0; only torch's "sdpa" drops.
 
     Returns:
         [B, Q, H, D].
@@ -33,6 +40,10 @@ def projected_attention(
     Raises:
         ValueError: an unknown library, or one that does not run this call.
     """
+    if dropout:
+        if library not in (None, "sdpa"):
+            raise ValueError(f"projected_attention: library must be 'sdpa' or None with dropout, got {library!r}.")
+        return _sdpa(query, key, value, score_bias, dropout)
     chosen = choose_library(query.device.type, query.dtype, query.shape[-1], score_bias is not None, library)
     return LIBRARIES[chosen].attend(query, key, value, score_bias)
 
@@ -85,7 +96,7 @@ def _refusal(
             return f"it takes {' and '.join(map(str, dtypes))}, got {dtype}"
         if head_dim > widest or head_dim % 8:
             return f"it takes heads of a multiple of 8 up to {widest} numbers, got {head_dim}"
-        return "it is not used with a bias or a mask on the keys" if has_bias else None
+        return "it is not used with a bias or a mask" if has_bias else None
 
     return refusal
 
@@ -101,9 +112,9 @@ def _xformers(query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | No
     return out
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | None) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | None, dropout: float = 0.0) -> Tensor:
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=score_bias).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=score_bias, dropout_p=dropout).transpose(1, 2)
 
 
 @functools.cache
@@ -117,10 +128,10 @@ def _flex(query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | None) 
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     if score_bias is None:
         return _compiled_flex()(q, k, v).transpose(1, 2)
-    bias = score_bias[:, 0, 0]
+    bias = score_bias.expand(query.shape[0], query.shape[2], query.shape[1], -1)
 
     def add_bias(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, place: Tensor) -> Tensor:
-        return score + bias[batch, place]
+        return score + bias[batch, head, row, place]
 
     return _compiled_flex()(q, k, v, score_mod=add_bias).transpose(1, 2)
 

@@ -37,3 +37,10 @@ def test_inverse_sigmoid_undoes_sigmoid_and_is_finite_at_the_ends():
     x = torch.tensor([-3.0, 0.0, 4.0])
     torch.testing.assert_close(inverse_sigmoid(x.sigmoid()), x, atol=1e-4, rtol=1e-4)
     assert torch.isfinite(inverse_sigmoid(torch.tensor([0.0, 1.0]))).all()
+
+
+@pytest.mark.parametrize("convert", [cxcywh_to_xyxy, xyxy_to_cxcywh, lambda boxes: pairwise_iou_giou(boxes, boxes)])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 5)])
+def test_what_is_no_box_is_a_sentence(convert, shape):
+    with pytest.raises(ValueError, match=r"boxes must have shape \[\.\.\., 4\], got"):
+        convert(torch.zeros(shape))

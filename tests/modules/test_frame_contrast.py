@@ -45,5 +45,24 @@ def test_clips_without_both_kinds_do_not_count():
 
 
 def test_temperature_must_be_positive():
-    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got 0"):
         FrameContrast(4, 4, temperature=0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"temperature": math.nan}, {"temperature": math.inf}, {"temperature": "1"}, {"frame_dim": 0}, {"query_dim": 1.5}],
+)
+def test_a_bad_constructor_argument_is_a_sentence(option):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(option))} must be"):
+        FrameContrast(**{"frame_dim": 8, "query_dim": 4, **option})
+
+
+def test_a_bad_tensor_is_a_sentence():
+    contrast = FrameContrast(8, 4)
+    with pytest.raises(ValueError, match=r"frames must have shape \[B, T, 8\], got \[2, 5, 4\]"):
+        contrast(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4))
+    with pytest.raises(ValueError, match=r"frames must have shape \[B, T, 8\] with B=2"):
+        contrast(torch.zeros(2, 3, 4), torch.zeros(3, 5, 8))
+    with pytest.raises(TypeError, match=r"inside must be torch\.bool, got torch\.float32"):
+        FrameContrast.loss(torch.zeros(2, 5), torch.zeros(2, 5))

@@ -47,7 +47,7 @@ def test_equals_multihead_attention(path, batch_first, bias):
         out, weights = attention(arranged[0], arranged[1], arranged[1], key_padding_mask=padding, need_weights=False)
         assert weights is None
         gradients = torch.autograd.grad(
-            out.square().sum(), (query, memory, attention.in_proj_weight, attention.out_proj.weight)
+            out.square().sum(), (query, memory, attention.get_parameter("in_proj_weight"), attention.out_proj.weight)
         )
         results.append((out, *gradients))
     torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
@@ -76,7 +76,7 @@ def test_both_initialise_alike():
     theirs = nn.MultiheadAttention(16, 2)
     torch.manual_seed(3)
     ours = MemoryCrossAttention(16, 2, batch_first=False)
-    assert torch.equal(ours.in_proj_weight, theirs.in_proj_weight)
+    assert torch.equal(ours.get_parameter("in_proj_weight"), theirs.in_proj_weight)
     for name in ("in_proj_bias", "out_proj.bias"):
         assert ours.get_parameter(name).abs().sum() == theirs.get_parameter(name).abs().sum() == 0
 
@@ -98,7 +98,7 @@ def test_position_and_bias_agree_between_ways_and_with_the_formula():
         (x @ w.T + b).unflatten(-1, (4, 8)).transpose(1, 2)
         for x, w, b in zip(
             (query, memory + position, memory),
-            attention.in_proj_weight.chunk(3),
+            attention.get_parameter("in_proj_weight").chunk(3),
             attention.get_parameter("in_proj_bias").chunk(3),
             strict=True,
         )
@@ -173,19 +173,58 @@ def test_misuse_is_a_sentence():
     with pytest.raises(ValueError, match="path must be 'auto', 'absorbed' or 'projected', got 'fast'"):
         MemoryCrossAttention(8, 4, path=cast(Path, "fast"))
     attention = MemoryCrossAttention(8, 4)
-    memory = torch.zeros(2, 5, 8)
-    with pytest.raises(ValueError, match="value must be the memory itself"):
-        attention(torch.zeros(2, 3, 8), memory, memory.clone())
+    query, memory = torch.zeros(2, 3, 8), torch.zeros(2, 5, 8)
     with pytest.raises(ValueError, match=r"query must have shape \[B, Q, 8\], got \[2, 3, 9\]"):
         attention(torch.zeros(2, 3, 9), memory)
+    with pytest.raises(ValueError, match=r"value must have shape \[B, M, 8\] with M=5"):
+        attention(query, memory, memory[:, 1:])
     with pytest.raises(ValueError, match=r"position must have shape \[M, B, 8\] with M=5 \(from memory\)"):
         MemoryCrossAttention(8, 4, batch_first=False)(
             torch.zeros(3, 2, 8), memory.transpose(0, 1), position=torch.zeros(4, 2, 8)
         )
-    with pytest.raises(TypeError, match=r"key_padding_mask must be torch\.bool, got torch\.float32"):
-        attention(torch.zeros(2, 3, 8), memory, key_padding_mask=torch.zeros(2, 5))
-    with pytest.raises(ValueError, match=r"set dropout to 0 first, got 0\.1"):
-        MemoryCrossAttention.from_multihead_attention(nn.MultiheadAttention(8, 2, dropout=0.1))
-    for other in ({"kdim": 4}, {"add_bias_kv": True}, {"add_zero_attn": True}):
-        with pytest.raises(ValueError, match="kdim = vdim = embed_dim"):
-            MemoryCrossAttention.from_multihead_attention(nn.MultiheadAttention(8, 2, **other))
+    with pytest.raises(TypeError, match=r"key_padding_mask must be torch\.bool or .*, got torch\.int64"):
+        attention(query, memory, key_padding_mask=torch.zeros(2, 5, dtype=torch.int64))
+    with pytest.raises(
+        ValueError, match=r"attn_mask must have shape \[Q, M\] or \[B\*H, Q, M\] with B\*H=8, got B\*H=4"
+    ):
+        attention(query, memory, attn_mask=torch.zeros(4, 3, 5))
+    with pytest.raises(ValueError, match="is_causal needs an attn_mask"):
+        attention(query, memory, is_causal=True)
+    with pytest.raises(TypeError, match="must be given as memory or as key"):
+        attention(query, memory, key=memory)
+    with pytest.raises(TypeError, match="must be given as memory or as key"):
+        attention(query)
+    with pytest.raises(TypeError, match="memory must be a tensor, got list"):
+        attention(query, [memory])
+    with pytest.raises(ValueError, match="value must be given: it is 4 wide and the memory 8"):
+        MemoryCrossAttention(8, 4, vdim=4)(query, memory)
+    with pytest.raises(TypeError, match=r"query must have the dtype of the weights \(torch\.float32\)"):
+        attention(query.half(), memory.half())
+    with pytest.raises(ValueError, match=r"query must be on the device of the weights \(cpu\), got meta"):
+        attention(query.to("meta"), memory.to("meta"))
+    nested = torch.nested.nested_tensor([torch.zeros(3, 8), torch.zeros(4, 8)], layout=torch.jagged)
+    with pytest.raises(TypeError, match="query must not be nested: pad it"):
+        attention(nested, memory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "sentence"),
+    [
+        ((0, 1), {}, "embed_dim must be at least 1, got 0"),
+        ((8, 0), {}, "num_heads must be at least 1, got 0"),
+        ((8, True), {}, "num_heads must be an int, got bool"),
+        (("8", 2), {}, "embed_dim must be an int, got str"),
+        ((8, 2), {"kdim": 0}, "kdim must be at least 1, got 0"),
+        ((8, 2), {"vdim": 2.0}, "vdim must be an int, got float"),
+        ((8, 2), {"inner_dim": 3}, "num_heads must divide inner_dim=3, got 2"),
+        ((8, 2, 1.5), {}, r"dropout must be in 0\.\.1, got 1\.5"),
+        ((8, 2, math.nan), {}, "dropout must be .*, got nan"),
+        ((8, 2, "0"), {}, "dropout must be a number, got str"),
+        ((8, 2), {"dtype": torch.int64}, r"dtype must be floating point, got torch\.int64"),
+        ((8, 2), {"add_bias_kv": True}, "add_bias_kv and add_zero_attn must be False"),
+        ((8, 2), {"add_zero_attn": True}, "add_bias_kv and add_zero_attn must be False"),
+    ],
+)
+def test_a_bad_constructor_argument_is_a_sentence(arguments, options, sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
+        MemoryCrossAttention(*arguments, **options)

@@ -264,10 +264,13 @@ def test_importance_is_the_mean_weight():
         attention.layers[0](query, memory, need_weights=True, need_mass=True)
 
 
-def test_the_documented_example_runs():
-    text = (Path(__file__).parents[2] / "docs" / "attend_memory.md").read_text()
+@pytest.mark.parametrize(
+    ("page", "shown"), [("attend_memory", "need_mass"), ("compatibility_attention", "from_linears")]
+)
+def test_the_documented_example_runs(page, shown):
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text()
     blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
-    assert any("bridge_stg.importance" in block or "need_mass" in block for block in blocks)
+    assert any(shown in block for block in blocks)
     scope: dict = {"bridge_stg": bridge_stg}
     for block in blocks:
         exec(block, scope)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,7 +100,21 @@ def test_misuse_is_a_sentence(pruner):
     for keep in (0, -1, 0.0, 1.5, True):
         with pytest.raises(ValueError, match=r"keep must be a share in \(0, 1\] or an int of at least 1"):
             QueryGuidedTokenPruner(12, 10, 8, keep)
-    tokens, _ = tensors()
+    with pytest.raises(TypeError, match=r"keep must be a share in \(0, 1\] or an int of at least 1, got '0\.5'"):
+        QueryGuidedTokenPruner(12, 10, 8, "0.5")
+    tokens, queries = tensors()
+    with pytest.raises(ValueError, match=r"queries must have shape \[B', Q, 10\], got \[4, 3, 9\]"):
+        pruner(tokens, queries[..., :9])
+    with pytest.raises(ValueError, match=r"tokens must have shape \[B, N, 12\], got \[4, 20, 11\]"):
+        pruner.scores(tokens[..., :11], queries)
+    with pytest.raises(ValueError, match=r"mask must have shape \[B, N\] with B=4"):
+        pruner(tokens, queries, torch.ones(3, 20, dtype=torch.bool))
+    with pytest.raises(TypeError, match=r"mask must be torch\.bool, got torch\.float32"):
+        pruner(tokens, queries, torch.ones(4, 20))
+    with pytest.raises(TypeError, match="queries must be a tensor, got list"):
+        pruner(tokens, [queries])
+    with pytest.raises(ValueError, match=r"queries must be on the device of the weights \(cpu\), got meta"):
+        pruner(tokens.to("meta"), queries.to("meta"))
     with pytest.raises(ValueError, match=r"with B' dividing the 4 segments of the tokens, got \[3, 1, 10\]"):
         pruner(tokens, torch.zeros(3, 1, 10))
 
@@ -171,7 +186,29 @@ def test_a_straight_through_gate_is_open_and_keeps_the_gradient(pruner):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("option", [{"noise": -1.0}, {"noise": math.nan}, {"budget": "video"}, {"gate": "open"}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"noise": -1.0},
+        {"noise": math.nan},
+        {"noise": "1"},
+        {"budget": "video"},
+        {"gate": "open"},
+        {"scoring": "l2"},
+        {"reduce": "sum"},
+        {"token_dim": 0},
+        {"query_dim": 2.0},
+        {"score_dim": True},
+        {"keep": math.nan},
+        {"keep": None},
+        {"dtype": torch.int32},
+    ],
+)
 def test_bad_options(option):
-    with pytest.raises(ValueError, match=f"{next(iter(option))} must be"):
-        QueryGuidedTokenPruner(12, 10, 8, **option)
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(option))} must be"):
+        QueryGuidedTokenPruner(**{"token_dim": 12, "query_dim": 10, "score_dim": 8, **option})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert QueryGuidedTokenPruner(12, 10, 8, np.float32(0.5)).keep_count(8) == 4
+    assert QueryGuidedTokenPruner(12, 10, 8, np.int64(3)).keep_count(8) == 3

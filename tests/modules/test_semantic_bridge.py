@@ -50,3 +50,17 @@ def test_scale_of_the_hidden_states_does_not_matter():
 def test_wrong_number_of_layers_is_named():
     with pytest.raises(ValueError, match="must hold 3 layers, got 2"):
         SemanticBridge(16, 8, 3)(states(2))
+
+
+@pytest.mark.parametrize("option", [{"hidden_dim": 0}, {"query_dim": -1}, {"num_layers": 0}, {"num_layers": 2.0}])
+def test_a_bad_size_is_a_sentence(option):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(option))} must be"):
+        SemanticBridge(**{"hidden_dim": 8, "query_dim": 4, "num_layers": 2, **option})
+
+
+def test_a_bad_state_is_a_sentence():
+    bridge = SemanticBridge(8, 4, 2)
+    with pytest.raises(ValueError, match=r"hidden_states\[1\] must have shape \[B, M, 8\], got \[2, 3, 7\]"):
+        bridge([torch.zeros(2, 3, 8), torch.zeros(2, 3, 7)])
+    with pytest.raises(TypeError, match=r"hidden_states\[0\] must be a tensor, got NoneType"):
+        bridge([None, torch.zeros(2, 3, 8)])

@@ -89,3 +89,27 @@ def test_sinusoidal_embedding_separates_values():
     assert codes.shape == (4, 16)
     assert torch.pdist(codes).min() > 0.05
     assert sinusoidal_embedding(torch.zeros(2), 7).shape == (2, 7)
+
+
+@pytest.mark.parametrize("option", [{"dim": 0}, {"heads": "4"}, {"ffn_dim": 0}, {"num_layers": True}])
+def test_a_bad_size_is_a_sentence(option):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(option))} must be"):
+        SpatialDecoder(**{"dim": 16, "heads": 4, "ffn_dim": 32, "num_layers": 2, **option})
+
+
+def test_a_bad_tensor_is_a_sentence():
+    with pytest.raises(ValueError, match="heads must divide dim=16, got 3"):
+        SpatialDecoder(16, 3, 32, 2)
+    decoder = SpatialDecoder(16, 4, 32, 2, learned_reference=True)
+    good = {"interactive": torch.zeros(2, 3, 4, 16), "memory": torch.zeros(3, 5, 9, 16), "times": torch.zeros(3, 5)}
+    decoder(**good)
+    for name, wrong, rule in (
+        ("interactive", torch.zeros(3, 3, 4, 16), r"\[2, B, M, 16\]"),
+        ("memory", torch.zeros(3, 5, 9, 8), r"\[B, S, K, 16\]"),
+        ("times", torch.zeros(3, 6), r"\[B, S\] with S=5"),
+        ("reference", torch.zeros(3, 5, 4), r"\[B, S, 2\]"),
+        ("bias", torch.zeros(3, 5, 8), r"\[B, S, K\] with K=9"),
+        ("frame_mask", torch.ones(2, 5, dtype=torch.bool), r"\[B, S\] with B=3"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} must have shape {rule}"):
+            decoder(**{**good, name: wrong})

@@ -1,0 +1,57 @@
+"""Keys and values of one memory, made for several layers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
+
+# The `ProjectedMemory` of each memory that `MultiLayerQueryCrossAttention.share` projected.
+PROJECTED = WeakTensorKeyDictionary()
+
+
+class PackedWeights(NamedTuple):
+    """`in_proj_weight` [3 C, C] and `in_proj_bias` [3 C] or None of a layer."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class ProjectedMemory(NamedTuple):
+    """Keys and values that several layers made of one memory.
+
+    Attributes:
+        position: the position added to the keys, or None.
+        by_layer: (keys, values), each [B, M, H, head_dim].
+    """
+
+    position: Tensor | None
+    by_layer: WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]]
+
+
+def project_memory(
+    layers: Sequence[PackedWeights], heads: int, memory: Tensor, position: Tensor | None
+) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values [B, M, H, head_dim] of layers of one shape, by one product (two where there is a position)."""
+    width = layers[0].weight.shape[1]
+
+    def project(x: Tensor, first: int, last: int) -> list[Tensor]:
+        rows = slice(first * width, last * width)
+        weight = _cat([layer.weight[rows] for layer in layers])
+        biases = [layer.bias[rows] for layer in layers if layer.bias is not None]
+        parts = F.linear(x, weight, _cat(biases) if biases else None)
+        return list(parts.unflatten(-1, (len(layers) * (last - first), heads, width // heads)).unbind(2))
+
+    if position is None:
+        parts = project(memory, 1, 3)
+        return list(zip(parts[::2], parts[1::2], strict=True))
+    return list(zip(project(memory + position, 1, 2), project(memory, 2, 3), strict=True))
+
+
+def _cat(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
