@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from transformers.image_utils import SizeDict
 
 from ..errors import BridgeSTGError, ConfigError
 from ..settings import Rule, check_fields, show
@@ -27,15 +28,15 @@ PROCESSOR_RULES: dict[str, Rule] = {
 }
 # Of the video processors of Qwen2-VL and Qwen3-VL.
 _COUNT = Rule(int, least=1, most=_MOST, optional=True)
-_POSITIVE = Rule(float, above=0, optional=True)
+_NUMBER = Rule(float, optional=True)
 _SWITCH = Rule(bool, optional=True)
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), _COUNT),
-    **dict.fromkeys(("min_frames", "max_frames", "max_video_tokens", "num_frames"), _COUNT),
-    **dict.fromkeys(("min_pixels", "max_pixels", "fps"), _POSITIVE),
+    **dict.fromkeys(("min_frames", "max_frames", "num_frames"), _COUNT),
+    "max_video_tokens": Rule(int, least=0, most=_MOST, optional=True),
+    **dict.fromkeys(("min_pixels", "max_pixels", "fps", "rescale_factor"), _NUMBER),
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames"), _SWITCH),
     **dict.fromkeys(("do_center_crop", "return_metadata", "cap_pixels_per_frame"), _SWITCH),
-    "rescale_factor": Rule(float, optional=True),
 }
 _PIL_FILTERS = range(6)
 # A name this like a known one is taken for a slip of it. Other unknown fields are kept, as transformers keeps them.
@@ -103,7 +104,9 @@ def check_video_settings(owner: str, settings: Mapping[str, Any], kind: type) ->
             raise ValueError(f"{owner}: {show(name)} is no setting; it must be {near} or another known one.")
 
 
-def check_statistics(owner: str, image_mean: Any, image_std: Any, rescale_factor: float, prefix: str = "") -> None:
+def check_statistics(
+    owner: str, image_mean: Any, image_std: Any, rescale_factor: float | None, prefix: str = ""
+) -> None:
     """Check that every pixel 0..255 has a normalised value in float32.
 
     Raises:
@@ -111,10 +114,10 @@ def check_statistics(owner: str, image_mean: Any, image_std: Any, rescale_factor
     """
     _check_numbers(owner, "image_mean", image_mean)
     _check_numbers(owner, "image_std", image_std)
+    if image_mean is None or image_std is None or rescale_factor is None:
+        return  # of which transformers says that they must be specified
     if rescale_factor == 0 or not math.isfinite(rescale_factor):
         raise ValueError(f"{owner}: rescale_factor must be finite and not 0, got {rescale_factor!r}.")
-    if image_mean is None or image_std is None:
-        return
     with np.errstate(all="ignore"):  # the result says it
         mean, std = (
             np.atleast_1d(np.asarray(values, np.float32) * np.float32(1.0 / rescale_factor))
@@ -131,7 +134,7 @@ def check_statistics(owner: str, image_mean: Any, image_std: Any, rescale_factor
 
 def per_channel(values: Any) -> list[float] | None:
     """Three numbers for three channels; None where `values` are of other channels."""
-    numbers = [values] if isinstance(values, (int, float)) else list(values or ())
+    numbers = [values] if isinstance(values, (int, float)) else list(values) if values is not None else []
     return [float(value) for value in numbers * (3 // len(numbers))] if len(numbers) in (1, 3) else None
 
 
@@ -142,7 +145,9 @@ def _nearly(name: str, known: list[str], kind: type) -> str | None:
 
 
 def _check(owner: str, name: str, value: Any, rule: Rule) -> None:
-    if rule.kind is bool and isinstance(value, str):  # transformers takes any text for true
+    if rule.kind is bool:  # transformers takes 0 and 1, and any text for true
+        if value in (0, 1, None):
+            return
         raise ValueError(f"{owner}: {name} must be {rule}, got {show(value)}.")
     try:
         rule.read(value, name, owner)
@@ -170,7 +175,7 @@ def _check_size(owner: str, value: Any) -> None:
     """The numbers in it; which names it may have is transformers' to say."""
     if value is None:
         return
-    numbers = dict(value) if isinstance(value, Mapping) or hasattr(value, "keys") else {"": value}
+    numbers = dict(value) if isinstance(value, (Mapping, SizeDict)) else {"": value}
     for name, number in numbers.items():
         for item in number if isinstance(number, (list, tuple)) else [number]:
-            _check(owner, f"size.{name}".rstrip("."), item, _POSITIVE)
+            _check(owner, f"size.{name}".rstrip("."), item, _NUMBER)

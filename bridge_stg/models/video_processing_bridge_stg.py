@@ -10,11 +10,12 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
 from transformers.utils import is_torchvision_available
@@ -124,10 +125,12 @@ class _OnePass(BaseVideoProcessor):
         Raises:
             TypeError, ValueError: no video, a setting of the wrong type or range, frames that no setting can take.
         """
-        if isinstance(videos, (list, tuple)) and not videos:
-            raise ValueError(f"{_NAME}: videos must hold at least one video, got {videos!r}.")
+        _check_videos(videos)
         check_video_settings(_NAME, kwargs, type(self))
-        return super().preprocess(videos, **kwargs)
+        try:
+            return super().preprocess(videos, **kwargs)
+        except (StrictDataclassError, LookupError, RuntimeError) as error:  # several lines, or torch's own words
+            raise ValueError(f"{_NAME}: the videos must fit the settings: {' '.join(str(error).split())}") from error
 
     def _decode_and_sample_videos(
         self,
@@ -138,9 +141,7 @@ class _OnePass(BaseVideoProcessor):
     ) -> Any:
         arrays = make_batched_videos(videos)
         if not arrays:
-            raise ValueError(
-                f"{_NAME}: videos must be arrays of frames, images, paths or addresses, got {show(videos)}."
-            )
+            raise ValueError(f"{_NAME}: videos must hold at least one video, got lists without one.")
         if not (do_sample_frames and sample_indices_fn is not None and is_valid_video(arrays[0])):
             return super()._decode_and_sample_videos(videos, video_metadata, do_sample_frames, sample_indices_fn)
         metadata = make_batched_metadata(arrays, video_metadata=video_metadata)
@@ -196,6 +197,10 @@ class _OnePass(BaseVideoProcessor):
             "temporal_patch_size": temporal_patch_size,
             "merge_size": merge_size,
         }
+        for name, value in patches.items():
+            if value is None:  # in a configuration; everything else was checked
+                raise ValueError(f"{_NAME}: {name} must be an integer >= 1, got None.")
+            patches[name] = int(value)
         factor = rescale_factor if do_rescale else 1.0
         if do_normalize:
             check_statistics(_NAME, image_mean, image_std, factor)
@@ -206,8 +211,8 @@ class _OnePass(BaseVideoProcessor):
         mean, std = per_channel(image_mean), per_channel(image_std)
         pixels = all(v.frames.dtype == torch.uint8 and v.frames.shape[1] == 3 for v in videos)
         if not (do_normalize and pixels and interpolation and mean and std and factor > 0):
-            inherited = partial(
-                super()._preprocess,
+            return super()._preprocess(
+                [video.gathered() for video in videos],
                 do_rescale=do_rescale,
                 rescale_factor=rescale_factor,
                 do_normalize=do_normalize,
@@ -216,7 +221,6 @@ class _OnePass(BaseVideoProcessor):
                 return_tensors=return_tensors,
                 **rules,
             )
-            return _inherited(inherited, [video.gathered() for video in videos])
         sizes = [(video.frames.shape[2], video.frames.shape[3]) for video in videos]
         if do_resize:
             shapes = [
@@ -225,7 +229,8 @@ class _OnePass(BaseVideoProcessor):
             ]
             plain = {"do_rescale": False, "rescale_factor": 1.0, "do_normalize": False}
             grids = super()._preprocess(shapes, **plain, image_mean=None, image_std=None, **rules)["video_grid_thw"]
-            sizes = [(height * patch_size, width * patch_size) for _, height, width in grids.tolist()]
+            patch = patches["patch_size"]
+            sizes = [(height * patch, width * patch) for _, height, width in grids.tolist()]
         pixel_values, grid_thw = patchify_videos(
             [video.frames for video in videos],
             [video.wanted for video in videos],
@@ -308,13 +313,25 @@ _FAMILIES: dict[str, type[_OnePass]] = {
 }
 
 
+def _check_videos(videos: Any, depth: int = 0) -> None:
+    """Lists, nested as deep as transformers lets them be, must hold arrays, images, paths or addresses."""
+    if isinstance(videos, (list, tuple)):
+        if not videos and not depth:
+            raise ValueError(f"{_NAME}: videos must hold at least one video, got {videos!r}.")
+        for video in videos:
+            _check_videos(video, depth + 1)
+    elif not isinstance(videos, (np.ndarray, Tensor, str, os.PathLike, Image.Image)):
+        raise TypeError(f"{_NAME}: videos must be arrays, images, paths or addresses, got {type(videos).__name__}.")
+
+
 def _sample(sample: Callable[..., Any], facts: Any, frames: int) -> Any:
     """The frames that the rules of the family sample, in the type that they give."""
+    asked = getattr(sample, "keywords", {})
     total, fps = facts.total_num_frames, facts.fps
-    for name, value in (("total_num_frames", total), *((("fps", fps),) if fps is not None else ())):
+    needs_fps = asked.get("num_frames") is None and fps is not None
+    for name, value in (("total_num_frames", total), *((("fps", fps),) if needs_fps else ())):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < float("inf"):
             raise ValueError(f"{_NAME}: {name} of video_metadata must be a number > 0, got {show(value)}.")
-    asked = getattr(sample, "keywords", {})
     given = f"num_frames={asked.get('num_frames')} and fps={asked.get('fps')}"
     try:
         index = sample(metadata=facts)
@@ -361,12 +378,3 @@ def _check_frames(video: _Sampled, unit: int | None) -> None:
                 f"{_NAME}: without do_resize the {name} of a video must be a multiple of patch_size * merge_size = "
                 f"{unit}, got {value}."
             )
-
-
-def _inherited(preprocess: Callable[..., BatchFeature], videos: list[Tensor]) -> BatchFeature:
-    try:
-        return preprocess(videos)
-    except (RuntimeError, TypeError) as error:  # torch's words for a dtype or a number of channels that do not fit
-        kinds = ", ".join(sorted({f"{video.dtype} of {video.shape[1]} channels" for video in videos}))
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{_NAME}: videos must fit the settings, got {kinds}: {reason}") from error
