@@ -275,6 +275,12 @@ class BridgeSTGVideoProcessor(_OnePass, Qwen2VLVideoProcessor, _ShapesOnly, meta
             return object.__new__(cls)
         return chosen(*args, **kwargs)  # no subclass of this one: `__init__` is not run on what is returned
 
+    def get_num_of_video_patches(
+        self, num_frames: int, height: int, width: int, videos_kwargs: dict[str, Any] | None = None
+    ) -> int:
+        """As in `transformers`; `videos_kwargs` may be left out, which the stock class documents and does not do."""
+        return cast(int, super().get_num_of_video_patches(num_frames, height, width, videos_kwargs or {}))
+
     @staticmethod
     def for_family(family: str | None, settings: Mapping[str, Any]) -> type[Any]:
         """The class for `family`, or without one for the `video_processor_type` among the settings."""
