@@ -17,12 +17,12 @@ from ..settings import Rule, check_fields, show
 _MOST = 2**31 - 1
 _SIZE = Rule(int, least=1, most=_MOST)
 _TEXT = Rule(str)
-_STATISTICS = Rule(list, each=Rule(float), length=3)
 # Of `BridgeSTGProcessor`, by the names of its constructor's arguments.
 PROCESSOR_RULES: dict[str, Rule] = {
     **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), _SIZE),
     **dict.fromkeys(("min_pixels", "max_pixels", "max_frames", "bridge_tokens"), _SIZE),
-    **dict.fromkeys(("image_mean", "image_std"), _STATISTICS),
+    "image_mean": Rule(list, each=Rule(float), length=3),
+    "image_std": Rule(list, each=Rule(float, above=0), length=3),
     "fps": Rule(float, above=0),
     **dict.fromkeys(("timestamp_format", "prompt_prefix", "prompt_suffix"), _TEXT),
 }
@@ -132,10 +132,10 @@ def check_statistics(
         raise ValueError(f"{owner}: {prefix}{name} {rule}, got {show(value)}.")
 
 
-def per_channel(values: Any) -> list[float] | None:
-    """Three numbers for three channels; None where `values` are of other channels."""
+def per_channel(values: Any) -> list[float]:
+    """Three numbers of float32 for three channels; none where `values` are of other channels."""
     numbers = [values] if isinstance(values, (int, float)) else list(values) if values is not None else []
-    return [float(value) for value in numbers * (3 // len(numbers))] if len(numbers) in (1, 3) else None
+    return [float(np.float32(value)) for value in numbers * (3 // len(numbers))] if len(numbers) in (1, 3) else []
 
 
 def _nearly(name: str, known: list[str], kind: type) -> str | None:

@@ -201,6 +201,8 @@ class _OnePass(BaseVideoProcessor):
             if value is None:  # in a configuration; everything else was checked
                 raise ValueError(f"{_NAME}: {name} must be an integer >= 1, got None.")
             patches[name] = int(value)
+        if do_resize and size is None:
+            raise ValueError(f"{_NAME}: size must be given with do_resize, got None.")
         factor = rescale_factor if do_rescale else 1.0
         if do_normalize:
             check_statistics(_NAME, image_mean, image_std, factor)
@@ -210,7 +212,8 @@ class _OnePass(BaseVideoProcessor):
         interpolation = _INTERPOLATIONS.get(getattr(resample, "value", 2 if resample is None else resample))
         mean, std = per_channel(image_mean), per_channel(image_std)
         pixels = all(v.frames.dtype == torch.uint8 and v.frames.shape[1] == 3 for v in videos)
-        if not (do_normalize and pixels and interpolation and mean and std and factor > 0):
+        usual = mean and std and min(std) > 0 and 1e-37 < factor < 1e37  # the op takes no other
+        if not (do_normalize and pixels and interpolation and usual):
             return super()._preprocess(
                 [video.gathered() for video in videos],
                 do_rescale=do_rescale,
@@ -221,29 +224,24 @@ class _OnePass(BaseVideoProcessor):
                 return_tensors=return_tensors,
                 **rules,
             )
-        sizes = [(video.frames.shape[2], video.frames.shape[3]) for video in videos]
-        if do_resize:
-            shapes = [
-                torch.empty((len(video), 3, *hw), dtype=torch.uint8, device="meta")
-                for video, hw in zip(videos, sizes, strict=True)
-            ]
-            plain = {"do_rescale": False, "rescale_factor": 1.0, "do_normalize": False}
-            grids = super()._preprocess(shapes, **plain, image_mean=None, image_std=None, **rules)["video_grid_thw"]
-            patch = patches["patch_size"]
-            sizes = [(height * patch, width * patch) for _, height, width in grids.tolist()]
+        shapes = [
+            torch.empty((len(video), *video.frames.shape[1:]), dtype=torch.uint8, device="meta") for video in videos
+        ]
+        plain = {"do_rescale": False, "rescale_factor": 1.0, "do_normalize": False}
+        features = super()._preprocess(shapes, **plain, image_mean=None, image_std=None, **rules)
+        patch = patches["patch_size"]
         pixel_values, grid_thw = patchify_videos(
             [video.frames for video in videos],
             [video.wanted for video in videos],
-            size=sizes,
+            size=[(height * patch, width * patch) for _, height, width in features["video_grid_thw"].tolist()],
             mean=mean,
             std=std,
             rescale_factor=factor,
             interpolation=interpolation,
             **patches,
         )
-        return BatchFeature(
-            {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}, tensor_type=return_tensors
-        )
+        values = {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}
+        return type(features)(values, tensor_type=return_tensors)  # transformers has two classes of that name
 
 
 class BridgeSTGVideoProcessor(_OnePass, Qwen2VLVideoProcessor, _ShapesOnly, metaclass=abc.ABCMeta):
