@@ -65,7 +65,7 @@ def check_processor_settings(
         if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
             raise error(f"{source}: {prefix}{name} must hold no lone surrogate, got {show(value)}.")
     try:
-        check_statistics(source, found.get("image_mean"), found.get("image_std"), 1 / 255, prefix)
+        check_statistics(source, found.get("image_mean", 0.0), found.get("image_std", 1.0), 1 / 255, prefix)
     except ValueError as refused:
         raise error(str(refused)) from None
     form = found.get("timestamp_format", "")
