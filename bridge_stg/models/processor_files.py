@@ -14,6 +14,8 @@ from ..files import ensure_writable_folder
 
 PROCESSOR_FILE = "processor_config.json"
 _TEMPLATE_FILE = "chat_template.jinja"
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
+_PREFIXES = ("processor", "tokenizer", "special_tokens", "added_tokens", "chat_template", "vocab")
 
 
 def save_whole(save: Callable[[str], Any], folder: str | os.PathLike[str]) -> list[str]:
@@ -50,14 +52,23 @@ def save_whole(save: Callable[[str], Any], folder: str | os.PathLike[str]) -> li
 def unreadable(name_or_folder: str | os.PathLike[str], error: Exception) -> ModelError:
     """The sentence for a processor that could not be loaded: it names the file that is torn, where one is."""
     folder = Path(name_or_folder)
+    if not folder.exists():
+        return ModelError(
+            f"{name_or_folder} is neither a folder nor a checkpoint with a processor that can be loaded: "
+            f"{_first_line(error)}"
+        )
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
-        if not path.name.startswith(("config", "generation_config", "adapter", "model", "trainer")):
+        if path.name.startswith(_PREFIXES):
             try:
                 values = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as torn:
+            except json.JSONDecodeError as torn:
                 return ModelError(f"{path} cannot be read, as if it had been cut off: {_first_line(torn)}.")
+            except (OSError, ValueError, RecursionError) as unread:
+                return ModelError(f"{path} cannot be read: {_first_line(unread)}.")
             if not isinstance(values, dict):
                 return ModelError(f"{path} must hold a JSON object, got a {type(values).__name__}.")
+    if folder.is_dir() and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        return ModelError(f"{folder} is incomplete: it has no {_TOKENIZER_FILES[0]}.")
     return ModelError(f"The processor in {name_or_folder} cannot be loaded: {_first_line(error)}")
 
 
