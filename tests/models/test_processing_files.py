@@ -12,8 +12,9 @@ import torch
 from transformers import AutoProcessor
 
 from bridge_stg.errors import ConfigError, ModelError, OutputError
-from bridge_stg.models import BridgeSTGProcessor
+from bridge_stg.models import BridgeSTGForVideoGrounding, BridgeSTGProcessor
 from bridge_stg.models.processor_settings import check_processor_settings
+from tests.models.checkpoints import write_checkpoint
 
 FILES = {"processor_config.json", "tokenizer.json", "tokenizer_config.json"}
 WRONG = [
@@ -78,6 +79,23 @@ def test_a_missing_field_is_named(processor, tmp_path):
     path.write_text(json.dumps(values))
     with pytest.raises(ModelError, match=r"processor_config.json is incomplete: it must have patch_size, an integer"):
         BridgeSTGProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("image_mean", [0.5, "x", 0.5], "image_mean[1] must be a number, got 'x'"),
+        ("image_std", [0.5, 0.0, 0.5], "image_std[1] must be a number > 0"),
+        ("image_mean", 3, "image_mean must be a list of 3 values"),
+    ],
+)
+def test_wrong_statistics_of_a_backbone_name_their_file(tmp_path, field, value, message):
+    folder = write_checkpoint(tmp_path / "backbone", "qwen2_5_vl")
+    path = folder / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(ModelError) as caught:
+        BridgeSTGForVideoGrounding.from_backbone(folder)
+    assert message in str(caught.value) and str(path) in str(caught.value)
 
 
 def test_files_of_the_first_version_load(processor, tmp_path):
