@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from ..errors import BridgeSTGError, ModelError, SampleError
 from ..ops import patchify_videos
 from .processor_files import PROCESSOR_FILE, check_template, save_whole, unreadable
-from .processor_settings import PROCESSOR_RULES, check_processor_settings
+from .processor_settings import PROCESSOR_RULES, check_processor_settings, is_slip
 
 # What `transformers` writes into processor_config.json beside the constructor's arguments.
 _FOREIGN = ("processor_class", "auto_map", "chat_template", "transformers_version", "tokenizer", "audio_tokenizer")
@@ -155,6 +155,7 @@ class BridgeSTGProcessor(ProcessorMixin):
                 tokenizer lacks a token.
             ConfigError: a field given here is.
         """
+        check_processor_settings({name: kwargs[name] for name in kwargs if name in PROCESSOR_RULES or is_slip(name)})
         try:
             check_template(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
             found = super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -78,6 +78,11 @@ def check_processor_settings(
     return found
 
 
+def is_slip(name: str) -> bool:
+    """Whether the name of a field is no field of `BridgeSTGProcessor`, and nearly one."""
+    return name not in PROCESSOR_RULES and bool(difflib.get_close_matches(name, PROCESSOR_RULES, cutoff=_NEARLY))
+
+
 def check_video_settings(owner: str, settings: Mapping[str, Any], kind: type) -> None:
     """Check the settings given to a video processor, by their names.
 

@@ -71,6 +71,14 @@ def test_a_wrong_field_of_a_file_is_one_sentence(processor, tmp_path, name, valu
     assert message in str(caught.value) and str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_fields_given_when_loading(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    assert BridgeSTGProcessor.from_pretrained(tmp_path, fps=3, local_files_only=True).fps == 3.0
+    for wrong, message in (({"fps": "x"}, "fps must be a number"), ({"max_framez": 3}, "the nearest is max_frames")):
+        with pytest.raises(ConfigError, match=message):
+            BridgeSTGProcessor.from_pretrained(tmp_path, **wrong)
+
+
 def test_a_missing_field_is_named(processor, tmp_path):
     processor.save_pretrained(tmp_path)
     path = tmp_path / "processor_config.json"
