@@ -326,7 +326,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (RGB[:0], {}, "videos must have at least one frame and one pixel, got shape [0, 3, 60, 84]"),
     (RGB[:, :0], {}, "videos must have at least one frame and one pixel"),
     (np.full((2, 8, 8, 3), "a"), {}, "videos must be arrays of numbers, got dtype <U1"),
-    (RGB[..., :2], {"do_convert_rgb": False, "input_data_format": "channels_last"}, "the videos must fit the settings"),
+    (RGB[..., :2], {}, "Unable to infer channel dimension format"),
     (RGB[:, :1].repeat(9, 2), {}, "absolute aspect ratio must be smaller than 200"),
     (RGB, {"patch_size": 0}, "patch_size must be an integer >= 1"),
     (RGB, {"merge_size": True}, "merge_size must be an integer >= 1"),
