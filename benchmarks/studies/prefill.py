@@ -1,8 +1,9 @@
-"""Prune the visual tokens of a stock Qwen2.5-VL before its LLM, and the prefill time that it saves.
+"""Prune the video tokens of a stock Qwen2.5-VL or Qwen3-VL before its LLM, and the prefill time that it saves.
 
     python -m benchmarks.studies.prefill --keep 0.5 0.25 0.1
 
-The model keeps its classes and its weights; `prune_visual_tokens` hooks its language model for one prefill.
+The model keeps its classes and its weights; `prune_visual_tokens` hooks its language model, as docs/prune_tokens.md
+shows.
 """
 
 from __future__ import annotations
@@ -22,30 +23,50 @@ from bridge_stg import prune_tokens
 
 @contextmanager
 def prune_visual_tokens(model: Any, input_ids: Tensor, keep: float) -> Iterator[None]:
-    """Within this context the LLM of `model` reads the best `keep` share of the visual tokens of one prompt.
-
-    Visual tokens are scored by their cosine with the text tokens behind the video (the question); no training is
-    needed. Those that stay keep the mRoPE positions (t, h, w) that they had among all, and so does the text.
+    """Within this context the LLM of `model` reads the best share `keep` of the video tokens of each prompt.
 
     Args:
-        model: `Qwen2_5_VLForConditionalGeneration`.
-        input_ids: [1, L], with one video.
-        keep: share of the visual tokens to keep, in (0, 1].
+        model: `Qwen2_5_VLForConditionalGeneration` or `Qwen3VLForConditionalGeneration`, with a dynamic cache.
+        input_ids: [B, L] prompts as the calls inside get them, padded or not.
+        keep: share of the video tokens to keep, in (0, 1].
     """
-    visual = (input_ids[0] == model.config.video_token_id).nonzero().flatten()
-    text = (input_ids[0] != model.config.video_token_id).nonzero().flatten()
-    question = text[text > visual[-1] + 1]  # behind the end of the video
+    length = input_ids.shape[1]
+    read: list[Tensor] = []  # the attention mask of what the LLM read
 
-    def drop(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        embeds = kwargs["inputs_embeds"]  # [1, L, D]
-        count = max(1, round(keep * len(visual)))
-        queries = torch.nn.functional.normalize(embeds[:, question], dim=-1)
-        picked = prune_tokens(embeds[:, visual], queries, count, scoring="cosine")
-        stay = torch.cat([text, visual[picked.index[0]]]).sort().values
-        kwargs |= {"inputs_embeds": embeds[:, stay], "position_ids": kwargs["position_ids"][..., stay]}
-        for name in ("attention_mask", "cache_position"):
-            if isinstance(kwargs.get(name), Tensor):
-                kwargs[name] = kwargs[name][..., : len(stay)]  # one prompt without padding: all ones, or 0, 1, 2...
+    def choose(embeds: Tensor, ids: Tensor, stay: Tensor) -> None:
+        """Score the video tokens of one row by their cosine with the question; those kept join `stay`."""
+        video = (ids == model.config.video_token_id).nonzero().flatten()
+        if not len(video):
+            return
+        text = stay & (ids != model.config.vision_end_token_id)
+        question = text & (torch.arange(len(ids), device=ids.device) > video[-1])
+        queries = embeds[question if question.any() else text]
+        queries = torch.nn.functional.normalize(queries, dim=-1)
+        kept = prune_tokens(embeds[None, video], queries[None], max(1, round(keep * len(video))), scoring="cosine")
+        stay[video[kept.index[0]]] = True
+
+    def drop(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("attention_mask")
+        if embeds.shape[1] < length:  # decoding: the cache holds what was read, and what was written since
+            new = kwargs["past_key_values"].get_seq_length() + embeds.shape[1] - read[0].shape[1]
+            kwargs["attention_mask"] = torch.nn.functional.pad(read[0], (0, new), value=1)
+            return args, kwargs
+        ids = input_ids.repeat_interleave(len(embeds) // len(input_ids), 0)  # beams
+        there = torch.ones_like(embeds[..., 0], dtype=torch.bool) if mask is None else mask.bool()
+        stay = there.clone()
+        stay[:, :length] &= ids != model.config.video_token_id
+        for row in range(len(embeds)):
+            choose(embeds[row, :length], ids[row], stay[row, :length])
+        order = stay.int().argsort(dim=1, stable=True)[:, -int(stay.sum(1).max()) :]  # what stays comes last, in order
+        read[:] = [stay.gather(1, order).long()]
+        positions = kwargs["position_ids"]
+        kwargs["inputs_embeds"] = embeds.gather(1, order[..., None].expand(-1, -1, embeds.shape[-1]))
+        kwargs["position_ids"] = positions.gather(2, order.expand(len(positions), -1, -1))
+        kwargs["attention_mask"] = read[0]
+        if (visual := kwargs.get("visual_pos_masks")) is not None:  # Qwen3-VL: what DeepStack adds to visual tokens
+            planes = kwargs["deepstack_visual_embeds"]
+            kwargs["deepstack_visual_embeds"] = [plane[stay[visual]] for plane in planes]
+            kwargs["visual_pos_masks"] = visual.gather(1, order) & read[0].bool()
         return args, kwargs
 
     hook = model.model.language_model.register_forward_pre_hook(drop, with_kwargs=True)
@@ -55,80 +76,66 @@ def prune_visual_tokens(model: Any, input_ids: Tensor, keep: float) -> Iterator[
         hook.remove()
 
 
-@torch.inference_mode()
-def answer(model: Any, inputs: dict[str, Tensor], keep: float, tokens: int) -> Tensor:
-    """Greedy continuation [tokens] of one prompt after pruning; decoding reads the shorter cache."""
-    with prune_visual_tokens(model, inputs["input_ids"], keep):
-        output = model(**inputs, use_cache=True, logits_to_keep=1)
-    position = inputs["input_ids"].shape[1] + model.model.rope_deltas  # [1, 1], as if nothing had been dropped
-    found = []
-    for _ in range(tokens):
-        found.append(output.logits[:, -1].argmax(-1))
-        embeds = model.get_input_embeddings()(found[-1][:, None])
-        states = model.model.language_model(
-            inputs_embeds=embeds,
-            position_ids=position.expand(3, 1, 1),
-            past_key_values=output.past_key_values,
-            use_cache=True,
-        ).last_hidden_state
-        output.logits, position = model.lm_head(states), position + 1
-    return torch.cat(found)
+def stock_model(width: int, layers: int, family: str = "qwen2_5_vl", patch_size: int = 14) -> Any:
+    """A stock model of random weights; its LLM has heads of 64, four to a key head, as published ones have groups.
 
+    Args:
+        family: "qwen2_5_vl" or "qwen3_vl".
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
-def stock_model(width: int, layers: int, patch_size: int = 14) -> Any:
-    """A Qwen2.5-VL of random weights; its LLM has heads of 64, four to a key head, as the 3B and 7B have groups."""
-    from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-
-    heads = width // 64
-    config = Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": 1024,
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "num_key_value_heads": max(1, heads // 4),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
-            "bos_token_id": None,
-            "eos_token_id": None,
-            "pad_token_id": 0,
-        },
-        vision_config={
-            "depth": 1,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_heads": 4,
-            "patch_size": patch_size,
-            "out_hidden_size": width,
-            "fullatt_block_indexes": [0],
-        },
-        image_token_id=1000,
-        video_token_id=1001,
-        vision_start_token_id=1002,
-        vision_end_token_id=1003,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+    heads, deep = width // 64, family == "qwen3_vl"
+    text = {
+        "vocab_size": 1024,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // 4),
+        "head_dim": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_heads": 4,
+        "patch_size": patch_size,
+        "out_hidden_size": width,
+        **({"deepstack_visual_indexes": [0, 1]} if deep else {"fullatt_block_indexes": [0]}),
+    }
+    tokens = {"image": 1000, "video": 1001, "vision_start": 1002, "vision_end": 1003, "bos": None, "eos": None}
+    ids = {f"{name}_token_id": number for name, number in tokens.items()}
+    config = AutoConfig.for_model(family, text_config=text, vision_config=vision, **ids)
     torch.manual_seed(0)
-    return Qwen2_5_VLForConditionalGeneration(config).eval()
+    return AutoModelForImageTextToText.from_config(config).eval()
 
 
-def prompt(groups: int, rows: int, columns: int, patch_size: int = 14, device: str = "cpu") -> dict[str, Tensor]:
-    """A prompt with one video of `groups` temporal groups of rows x columns merged tokens, and a question of ten."""
-    generator = torch.Generator().manual_seed(1)
-    visual = groups * rows * columns
-    words = torch.randint(0, 999, (16,), generator=generator)
-    ids = torch.cat([words[:4], torch.tensor([1002]), torch.full((visual,), 1001), torch.tensor([1003]), words[6:]])
-    pixels = torch.randn(4 * visual, 6 * patch_size**2, generator=generator)
+def prompt(
+    groups: int, rows: int, columns: int, family: str = "qwen2_5_vl", patch_size: int = 14, seed: int = 1
+) -> dict[str, Tensor]:
+    """A prompt with one video of `groups` temporal groups of rows x columns merged tokens, and a question of ten.
+
+    Qwen3-VL has the time of each group before it, here as one token.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    words = torch.randint(1, 999, (15 + groups,), generator=generator)
+    parts, size = (groups, 1) if family == "qwen3_vl" else (1, groups)
+    start, end = torch.tensor([1002]), torch.tensor([1003])
+    segment = [start, torch.full((size * rows * columns,), 1001), end]
+    video = [part for i in range(parts) for part in (words[15 + i : 16 + i], *segment)][1:]
+    ids = torch.cat([words[:4], *video, words[5:15]])
     inputs = {
         "input_ids": ids[None],
         "attention_mask": torch.ones(1, len(ids), dtype=torch.long),
         "mm_token_type_ids": torch.where(ids == 1001, 2, 0)[None],
-        "pixel_values_videos": pixels,
+        "pixel_values_videos": torch.randn(4 * groups * rows * columns, 6 * patch_size**2, generator=generator),
         "video_grid_thw": torch.tensor([[groups, 2 * rows, 2 * columns]]),
-        "second_per_grid_ts": torch.tensor([1.0]),
     }
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return inputs | ({} if family == "qwen3_vl" else {"second_per_grid_ts": torch.tensor([1.0])})
 
 
 def _prefill_seconds(model: Any, inputs: dict[str, Tensor], keep: float | None) -> float:
@@ -157,6 +164,7 @@ def _prefill_seconds(model: Any, inputs: dict[str, Tensor], keep: float | None) 
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", choices=["qwen2_5_vl", "qwen3_vl"], default="qwen2_5_vl")
     parser.add_argument("--keep", type=float, nargs="+", default=[0.5, 0.25, 0.1])
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
@@ -165,8 +173,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
-    model = stock_model(options.width, options.layers).to(options.device, dtype)
-    inputs = prompt(options.groups, 8, 12, device=options.device)
+    model = stock_model(options.width, options.layers, options.family).to(options.device, dtype)
+    inputs = prompt(options.groups, 8, 12, options.family)
+    inputs = {name: tensor.to(options.device) for name, tensor in inputs.items()}
     shares: list[float | None] = [None, *options.keep]
     for share in shares:  # warm up
         _prefill_seconds(model, inputs, share)

@@ -17,6 +17,7 @@ from .adapters import fingerprint
 from .backbones import BackboneFamily, family_of
 from .configuration_bridge_stg import BridgeSTGConfig
 from .processing_bridge_stg import BridgeSTGProcessor
+from .processor_settings import check_processor_settings
 
 _IMAGE_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -210,8 +211,9 @@ def _image_settings(folder: Path) -> dict[str, Any]:
         if (folder / name).is_file():
             values = read_json(folder / name)
             for part in (values, values.get("video_processor", {}), values.get("image_processor", {})):
-                if "image_mean" in part and "image_std" in part:
-                    return part
+                if isinstance(part, dict) and "image_mean" in part and "image_std" in part:
+                    statistics = {key: part[key] for key in ("image_mean", "image_std")}
+                    return check_processor_settings(statistics, str(folder / name), error=ModelError)
     raise ModelError(f"{folder} lacks its processor files: no preprocessor_config.json with image_mean and image_std.")
 
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import inspect
+import copy
+import os
 import re
+import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize  # the one without torchvision
 
-from ..errors import SampleError
-from .video_processing_bridge_stg import NO_TOTAL_BUDGET, BridgeSTGVideoProcessor
+from ..errors import BridgeSTGError, ModelError, SampleError
+from ..ops import patchify_videos
+from .processor_files import PROCESSOR_FILE, check_template, save_whole, unreadable
+from .processor_settings import PROCESSOR_RULES, check_processor_settings, is_slip
 
-_NO_SETTINGS = ("self", "tokenizer", "kwargs")
+# What `transformers` writes into processor_config.json beside the constructor's arguments.
+_FOREIGN = ("processor_class", "auto_map", "chat_template", "transformers_version", "tokenizer", "audio_tokenizer")
+_LATER = ("prompt_prefix", "prompt_suffix")  # files of the first versions lack them
+_VISION_TOKENS = ("<|vision_start|>", "<|video_pad|>", "<|vision_end|>")
 _BOTH_TIMES = re.compile(r"\d\.\d\s*s\s*to\s*\d+\.\d$")
 _ANSWER = re.compile(r"(\d+(?:\.\d+)?)\s*s?\s*to\s*(\d+(?:\.\d+)?)")
 
@@ -53,6 +62,12 @@ class BridgeSTGProcessor(ProcessorMixin):
         bridge_tokens: M.
         timestamp_format: format string of a group's time in seconds; "" leaves timestamps out.
         prompt_prefix, prompt_suffix: what the chat template writes around the user's turn.
+
+    Threads may share one: what a call does to text and pixels depends on its arguments alone, whatever padding or
+    truncation another thread asks of the tokenizer.
+
+    Raises:
+        ConfigError: a setting of the wrong type or range.
     """
 
     attributes: ClassVar[list[str]] = ["tokenizer"]
@@ -76,29 +91,107 @@ class BridgeSTGProcessor(ProcessorMixin):
         prompt_suffix: str = "<|im_end|>\n<|im_start|>assistant\n",
         **kwargs: Any,
     ) -> None:
-        self.patch_size = patch_size
-        self.temporal_patch_size = temporal_patch_size
-        self.merge_size = merge_size
-        self.min_pixels = min_pixels
-        self.max_pixels = max_pixels
-        self.image_mean = list(image_mean)
-        self.image_std = list(image_std)
-        self.fps = fps
-        self.max_frames = max_frames
-        self.bridge_tokens = bridge_tokens
-        self.timestamp_format = timestamp_format
-        self.prompt_prefix = prompt_prefix
-        self.prompt_suffix = prompt_suffix
+        settings: dict[str, Any] = {
+            "patch_size": patch_size,
+            "temporal_patch_size": temporal_patch_size,
+            "merge_size": merge_size,
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+            "image_mean": image_mean,
+            "image_std": image_std,
+            "fps": fps,
+            "max_frames": max_frames,
+            "bridge_tokens": bridge_tokens,
+            "timestamp_format": timestamp_format,
+            "prompt_prefix": prompt_prefix,
+            "prompt_suffix": prompt_suffix,
+        }
+        settings = check_processor_settings(settings)
+        self.patch_size: int = settings["patch_size"]
+        self.temporal_patch_size: int = settings["temporal_patch_size"]
+        self.merge_size: int = settings["merge_size"]
+        self.min_pixels: int = settings["min_pixels"]
+        self.max_pixels: int = settings["max_pixels"]
+        self.image_mean: list[float] = settings["image_mean"]
+        self.image_std: list[float] = settings["image_std"]
+        self.fps: float = settings["fps"]
+        self.max_frames: int = settings["max_frames"]
+        self.bridge_tokens: int = settings["bridge_tokens"]
+        self.timestamp_format: str = settings["timestamp_format"]
+        self.prompt_prefix: str = settings["prompt_prefix"]
+        self.prompt_suffix: str = settings["prompt_suffix"]
         super().__init__(tokenizer, **kwargs)
 
     @classmethod
     def setting_names(cls) -> list[str]:
         """The constructor's arguments, the tokenizer aside."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name not in _NO_SETTINGS]
+        return list(PROCESSOR_RULES)
 
     def settings(self) -> dict[str, Any]:
         """What `BridgeSTGProcessor(tokenizer, **settings)` takes to build this processor again."""
         return {name: getattr(self, name) for name in self.setting_names()}
+
+    # Files -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """As in `transformers`; each file appears whole or not at all, processor_config.json last.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if push_to_hub:
+            kwargs.setdefault("repo_id", os.path.basename(os.path.abspath(save_directory)))
+        save = super().save_pretrained
+        return save_whole(lambda stage: save(stage, push_to_hub=push_to_hub, **kwargs), save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As in `transformers`.
+
+        Raises:
+            ModelError: a file is missing or torn, a field is missing, unknown, or of the wrong type or range, or the
+                tokenizer lacks a token.
+            ConfigError: a field given here is.
+        """
+        check_processor_settings({name: kwargs[name] for name in kwargs if name in PROCESSOR_RULES or is_slip(name)})
+        try:
+            check_template(os.path.join(pretrained_model_name_or_path, kwargs.get("subfolder") or ""))
+            found = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except BridgeSTGError:
+            raise
+        except Exception as error:  # transformers and tokenizers raise a dozen kinds here
+            raise unreadable(pretrained_model_name_or_path, error) from error
+        processor, rest = found if isinstance(found, tuple) else (found, None)
+        processor.check_tokens(str(pretrained_model_name_or_path))
+        return found if rest is None else (processor, rest)
+
+    @classmethod
+    def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """As in `transformers`, with every field checked.
+
+        Raises:
+            ModelError: see `from_pretrained`.
+        """
+        values, rest = super().get_processor_dict(pretrained_model_name_or_path, **kwargs)
+        place = f"{pretrained_model_name_or_path}/{PROCESSOR_FILE}"
+        if not set(values) - {"chat_template"}:
+            raise ModelError(f"{pretrained_model_name_or_path} is incomplete: it has no {PROCESSOR_FILE}.")
+        own = {name: value for name, value in values.items() if name not in _FOREIGN}
+        checked = check_processor_settings(own, place, error=ModelError)
+        if missing := [name for name in cls.setting_names() if name not in own and name not in _LATER]:
+            raise ModelError(f"{place} is incomplete: it must have {missing[0]}, {PROCESSOR_RULES[missing[0]]}.")
+        return values | checked, rest
+
+    def check_tokens(self, place: str) -> None:
+        """Raise ModelError, which names `place`, where the tokenizer lacks a token that sequences are made of."""
+        wanted = [*_VISION_TOKENS, "<|im_end|>", *(f"<|bridge_{i}|>" for i in range(self.bridge_tokens))]
+        known = self.tokenizer.get_vocab()
+        if missing := [token for token in wanted if token not in known]:
+            raise ModelError(f"The tokenizer in {place} is incomplete: it must have the token {missing[0]}.")
+        if self.tokenizer.pad_token_id is None:
+            raise ModelError(f"The tokenizer in {place} is incomplete: it must have a padding token.")
 
     # Pixels ----------------------------------------------------------------------------------------------------
 
@@ -110,30 +203,33 @@ class BridgeSTGProcessor(ProcessorMixin):
         Frames are resized to multiples of patch x merge, area within the budget, aspect nearly kept, by the rules of
         Qwen2-VL.
         """
-        process = BridgeSTGVideoProcessor(
-            patch_size=self.patch_size,
+        clips = [frames] if isinstance(frames, (torch.Tensor, np.ndarray)) else list(frames)
+        videos = [torch.as_tensor(np.ascontiguousarray(c) if isinstance(c, np.ndarray) else c) for c in clips]
+        unit = self.patch_size
+        grids = [self.frame_grid(*video.shape[1:3]) for video in videos]
+        return patchify_videos(
+            videos,
+            size=[(rows * unit, columns * unit) for rows, columns in grids],
+            patch_size=unit,
             temporal_patch_size=self.temporal_patch_size,
             merge_size=self.merge_size,
-            size={"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
-            image_mean=self.image_mean,
-            image_std=self.image_std,
-            do_sample_frames=False,
+            mean=self.image_mean,
+            std=self.image_std,
+            layout="THWC",
         )
-        clips = [frames] if isinstance(frames, (torch.Tensor, np.ndarray)) else list(frames)
-        features = process(clips, input_data_format="channels_last", **NO_TOTAL_BUDGET)
-        return features["pixel_values_videos"], features["video_grid_thw"]
 
     def frame_grid(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of patches that a frame of so many pixels is cut into.
 
         Raises:
-            SampleError: the frame is too elongated for the rules of Qwen2-VL.
+            SampleError: the frame is empty, or too elongated for the rules of Qwen2-VL.
         """
+        factor = self.patch_size * self.merge_size
         try:
-            _, grids = self.pixel_values(np.zeros((1, height, width, 3), dtype=np.uint8))
-        except ValueError as error:
+            rows, columns = smart_resize(height, width, factor, self.min_pixels, self.max_pixels)
+        except (ValueError, ZeroDivisionError) as error:
             raise SampleError(f"Frames of {width} x {height} pixels cannot be resized: {error}.") from error
-        return int(grids[0, 1]), int(grids[0, 2])
+        return rows // self.patch_size, columns // self.patch_size
 
     # Text ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +288,7 @@ class BridgeSTGProcessor(ProcessorMixin):
             self.prompt(sentence, self.group_times(times), int(grid[1:].prod()) // self.merge_size**2)
             for sentence, times, grid in zip(sentences, frame_times, grids, strict=True)
         ]
-        prompts = [self.tokenizer(text)["input_ids"] for text in texts]
+        prompts = [self._token_ids(text) for text in texts]
         frame_count = int(grids[:, 0].max()) * self.temporal_patch_size
         padded = [list(times) + [times[-1]] * (frame_count - len(times)) for times in frame_times]
         features: dict[str, Any] = {
@@ -212,11 +308,29 @@ class BridgeSTGProcessor(ProcessorMixin):
             )
         return BatchFeature(features)
 
+    def _token_ids(self, text: str) -> list[int]:
+        """The ids of a text, never padded nor cut.
+
+        A fast tokenizer keeps the padding and truncation of its last call as a state that all threads share; a copy
+        of its own here has neither.
+        """
+        tokenizer = self.tokenizer
+        if not tokenizer.is_fast:
+            return list(tokenizer(text)["input_ids"])
+        with _LOCK:
+            size, encoder = _ENCODERS.get(tokenizer, (0, None))
+            if encoder is None or size != len(tokenizer):  # tokens were added
+                size, encoder = len(tokenizer), copy.deepcopy(tokenizer.backend_tokenizer)
+                encoder.no_padding()
+                encoder.no_truncation()
+                _ENCODERS[tokenizer] = size, encoder
+        return list(encoder.encode(text).ids)
+
     def _training_text(self, prompts: list[list[int]], answers: Sequence[str | None]) -> dict[str, torch.Tensor]:
-        bridge = self.tokenizer(self.bridge_text())["input_ids"]
+        bridge = self._token_ids(self.bridge_text())
         sequences, labels, hidden = [], [], []
         for prompt, text in zip(prompts, answers, strict=True):
-            answer = [] if text is None else self.tokenizer(text + "<|im_end|>")["input_ids"]
+            answer = [] if text is None else self._token_ids(text + "<|im_end|>")
             sequences.append(prompt + answer + bridge)
             labels.append([-100] * len(prompt) + answer + [-100] * len(bridge))
             hidden.append([0] * len(prompt) + [1] * len(answer) + [0] * len(bridge))
@@ -225,6 +339,10 @@ class BridgeSTGProcessor(ProcessorMixin):
         padded["labels"] = torch.tensor([row + [-100] * (length - len(row)) for row in labels])
         padded["answer_tokens"] = torch.tensor([row + [0] * (length - len(row)) for row in hidden]).bool()
         return padded
+
+
+_LOCK = threading.Lock()
+_ENCODERS: weakref.WeakKeyDictionary[Any, tuple[int, Any]] = weakref.WeakKeyDictionary()
 
 
 def _pad(rows: list[list[int]], pad: int, *, left: bool = False) -> dict[str, torch.Tensor]:

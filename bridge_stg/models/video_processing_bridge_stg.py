@@ -1,18 +1,31 @@
 """`BridgeSTGVideoProcessor`: the video processors of Qwen2-VL, Qwen2.5-VL and Qwen3-VL on `ops.patchify_videos`.
 
 Settings, frame sampling, size budgets and their warnings are inherited from `transformers`, whichever version is
-installed; gathering, resizing, normalising and patching happen in one pass, without copies of the video.
+installed; gathering, resizing, normalising and patching happen in one pass, without copies of the video. What the pass
+cannot take, such as float frames, runs the inherited code.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import abc
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+from transformers import BatchFeature
+from transformers.utils import is_torchvision_available
+
+if not is_torchvision_available():
+    raise ImportError(
+        "BridgeSTGVideoProcessor needs torchvision, as the processors of transformers that it replaces do."
+    )
+
+from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
 from transformers.image_utils import ChannelDimension
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import (
@@ -22,11 +35,14 @@ from transformers.video_utils import (
     make_batched_videos,
 )
 
+from ..errors import ModelError
+from ..files import write_text
 from ..ops import patchify_videos
-from ..ops.patchify_frames import Interpolation, check_frames
+from ..ops.patchify_frames import Interpolation
+from ..settings import show
+from .processor_settings import check_statistics, check_video_settings, per_channel
 
-# The argument of a call that bounds each frame alone and not the video, where the installed version has the choice.
-NO_TOTAL_BUDGET = {"cap_pixels_per_frame": False} if hasattr(Qwen2VLVideoProcessor, "cap_pixels_per_frame") else {}
+_NAME = "BridgeSTGVideoProcessor"
 # Filters by PIL's number and by torchvision's name.
 _INTERPOLATIONS: dict[Any, Interpolation] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 
@@ -36,6 +52,14 @@ class _Sampled(NamedTuple):
 
     frames: Any
     wanted: Tensor | None
+
+    def gathered(self) -> Tensor:
+        """The frames wanted, laid out as the inherited code has them."""
+        frames = self.frames if self.wanted is None else self.frames[self.wanted]
+        return cast(Tensor, frames.contiguous())
+
+    def __len__(self) -> int:
+        return len(self.frames if self.wanted is None else self.wanted)
 
 
 class _ShapesOnly(BaseVideoProcessor):
@@ -47,51 +71,66 @@ class _ShapesOnly(BaseVideoProcessor):
         return cast(Tensor, super().resize(image, size, *args, **kwargs))
 
 
-class BridgeSTGVideoProcessor(BaseVideoProcessor):
-    """Drop-in for `Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor`: same arguments, same outputs, bit for bit.
+class _OnePass(BaseVideoProcessor):
+    """What both families share: checked settings, videos sampled without copies, and the one pass."""
 
-    Like `pathlib.Path`, it is not what a call of it returns: that is a `BridgeSTGQwen2VideoProcessor` or a
-    `BridgeSTGQwen3VideoProcessor`, by `family`, or in a loaded configuration by its `video_processor_type`.
-
-    Videos are uint8, `[T, 3, H, W]` or `[T, H, W, 3]`, tensors or arrays, or whatever the Hugging Face processors
-    decode. Sampling (`do_sample_frames=True`) copies no frames. With `do_normalize=False` or another filter than
-    bicubic and bilinear, the inherited implementation runs instead.
-
-    Args:
-        family: "qwen2_vl" (also Qwen2.5-VL; the default) or "qwen3_vl".
-        kwargs: the settings of the Hugging Face processor of that family.
-
-    Raises:
-        TypeError, ValueError: from a call: frames that are not uint8 or not RGB, an empty video, an index outside the
-            video; from the constructor: an unknown family.
-    """
-
-    def __new__(cls, *args: Any, family: str | None = None, **kwargs: Any) -> BridgeSTGVideoProcessor:
-        chosen = cls.for_family(family, kwargs) if cls is BridgeSTGVideoProcessor else cls
-        return object.__new__(chosen)
+    _saved_as: str
 
     def __init__(self, *, family: str | None = None, **kwargs: Any) -> None:
         kwargs.pop("video_processor_type", None)
+        check_video_settings(_NAME, kwargs, type(self))
         super().__init__(**kwargs)
+        if self.do_normalize:
+            check_statistics(_NAME, self.image_mean, self.image_std, self.rescale_factor if self.do_rescale else 1.0)
 
-    @staticmethod
-    def for_family(family: str | None, settings: dict[str, Any]) -> type[BridgeSTGVideoProcessor]:
-        """The class for `family`, or without one for the `video_processor_type` among the settings."""
-        if family is None:
-            family = "qwen3_vl" if "Qwen3" in str(settings.get("video_processor_type")) else "qwen2_vl"
-        if family not in _FAMILIES:
-            raise ValueError(
-                f"BridgeSTGVideoProcessor: family must be one of {', '.join(map(repr, _FAMILIES))}, got {family!r}."
-            )
-        return _FAMILIES[family]
+    def to_dict(self) -> dict[str, Any]:
+        """As in `transformers`, under the name of the stock class: what is saved loads where this package is not."""
+        settings = super().to_dict()
+        if type(self) in _FAMILIES.values():  # a subclass is another thing than the stock class
+            settings["video_processor_type"] = self._saved_as
+        return settings
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
+        """Write the settings; the file appears whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(json_file_path, self.to_json_string())
 
     @classmethod
-    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in `transformers`; a configuration of either family's own processor is taken too."""
-        if cls is BridgeSTGVideoProcessor:
-            family = kwargs.pop("family", None)
-            return cls.for_family(family, video_processor_dict).from_dict(video_processor_dict, **kwargs)
-        return super().from_dict(video_processor_dict, **kwargs)
+    def get_video_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """As in `transformers`.
+
+        Raises:
+            ModelError: a file is no JSON object, or holds what JSON readers refuse.
+        """
+        try:
+            settings, rest = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
+        except (ValueError, TypeError, RecursionError) as error:  # digits by the thousand, brackets, bytes, a list
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ModelError(
+                f"The video processor of {pretrained_model_name_or_path} cannot be read: {reason}."
+            ) from error
+        if not isinstance(settings, dict):
+            raise ModelError(
+                f"The video processor of {pretrained_model_name_or_path} cannot be read: its file must hold a JSON "
+                f"object, got {show(settings)}."
+            )
+        return settings, rest
+
+    def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
+        """As in `transformers`.
+
+        Raises:
+            TypeError, ValueError: no video, a setting of the wrong type or range, frames that no setting can take.
+        """
+        _check_videos(videos)
+        check_video_settings(_NAME, kwargs, type(self))
+        try:
+            return super().preprocess(videos, **kwargs)
+        except (StrictDataclassError, LookupError, RuntimeError) as error:  # several lines, or torch's own words
+            raise ValueError(f"{_NAME}: the videos must fit the settings: {' '.join(str(error).split())}") from error
 
     def _decode_and_sample_videos(
         self,
@@ -101,16 +140,15 @@ class BridgeSTGVideoProcessor(BaseVideoProcessor):
         sample_indices_fn: Callable[..., Any] | None = None,
     ) -> Any:
         arrays = make_batched_videos(videos)
+        if not arrays:
+            raise ValueError(f"{_NAME}: videos must hold at least one video, got lists without one.")
         if not (do_sample_frames and sample_indices_fn is not None and is_valid_video(arrays[0])):
             return super()._decode_and_sample_videos(videos, video_metadata, do_sample_frames, sample_indices_fn)
         metadata = make_batched_metadata(arrays, video_metadata=video_metadata)
         sampled = []
         for frames, facts in zip(arrays, metadata, strict=True):
-            facts.frames_indices = sample_indices_fn(metadata=facts)
-            index = torch.as_tensor(np.asarray(facts.frames_indices), dtype=torch.int64)
-            if index.numel():
-                check_frames(index, len(frames))
-            sampled.append(_Sampled(frames, index))
+            facts.frames_indices = _sample(sample_indices_fn, facts, len(frames))
+            sampled.append(_Sampled(frames, torch.as_tensor(np.asarray(facts.frames_indices), dtype=torch.int64)))
         return sampled, metadata
 
     def _prepare_input_videos(
@@ -121,11 +159,11 @@ class BridgeSTGVideoProcessor(BaseVideoProcessor):
         device: Any = None,
         **kwargs: Any,
     ) -> list[_Sampled]:
-        """[T, 3, H, W] views of the videos; frames are gathered only where they must be copied anyway."""
+        """[T, C, H, W] views of the videos; frames are gathered only where they must be copied anyway."""
         prepared = []
         for video in videos:
             frames, index = video if isinstance(video, _Sampled) else (video, None)
-            frames = torch.as_tensor(frames)
+            frames = _as_tensor(frames)
             if input_data_format is None:
                 input_data_format = infer_channel_dimension_format(frames)
             if input_data_format == ChannelDimension.LAST:
@@ -159,11 +197,25 @@ class BridgeSTGVideoProcessor(BaseVideoProcessor):
             "temporal_patch_size": temporal_patch_size,
             "merge_size": merge_size,
         }
+        for name, value in patches.items():
+            if value is None:  # in a configuration; everything else was checked
+                raise ValueError(f"{_NAME}: {name} must be an integer >= 1, got None.")
+            patches[name] = int(value)
+        if do_resize and size is None:
+            raise ValueError(f"{_NAME}: size must be given with do_resize, got None.")
+        factor = rescale_factor if do_rescale else 1.0
+        if do_normalize:
+            check_statistics(_NAME, image_mean, image_std, factor)
+        for video in videos:
+            _check_frames(video, None if do_resize else patch_size * merge_size)
         rules = {"do_resize": do_resize, "size": size, "resample": resample, **patches, **kwargs}
         interpolation = _INTERPOLATIONS.get(getattr(resample, "value", 2 if resample is None else resample))
-        if not do_normalize or interpolation is None:
+        mean, std = per_channel(image_mean), per_channel(image_std)
+        pixels = all(v.frames.dtype == torch.uint8 and v.frames.shape[1] == 3 for v in videos)
+        usual = mean and std and min(std) > 0 and 1e-37 < factor < 1e37  # the op takes no other
+        if not (do_normalize and pixels and interpolation and usual):
             return super()._preprocess(
-                [frames if index is None else frames[index] for frames, index in videos],
+                [video.gathered() for video in videos],
                 do_rescale=do_rescale,
                 rescale_factor=rescale_factor,
                 do_normalize=do_normalize,
@@ -172,54 +224,161 @@ class BridgeSTGVideoProcessor(BaseVideoProcessor):
                 return_tensors=return_tensors,
                 **rules,
             )
-        for frames, _ in videos:
-            _check_frames_are_pixels(frames)
-        sizes = [(frames.shape[2], frames.shape[3]) for frames, _ in videos]
-        if do_resize:
-            shapes = [
-                torch.empty((len(frames if index is None else index), 3, *hw), dtype=torch.uint8, device="meta")
-                for (frames, index), hw in zip(videos, sizes, strict=True)
-            ]
-            plain = {"do_rescale": False, "rescale_factor": 1.0, "do_normalize": False}
-            grids = super()._preprocess(shapes, **plain, image_mean=None, image_std=None, **rules)["video_grid_thw"]
-            sizes = [(height * patch_size, width * patch_size) for _, height, width in grids.tolist()]
+        shapes = [
+            torch.empty((len(video), *video.frames.shape[1:]), dtype=torch.uint8, device="meta") for video in videos
+        ]
+        plain = {"do_rescale": False, "rescale_factor": 1.0, "do_normalize": False}
+        features = super()._preprocess(shapes, **plain, image_mean=None, image_std=None, **rules)
+        patch = patches["patch_size"]
         pixel_values, grid_thw = patchify_videos(
-            [frames for frames, _ in videos],
-            [index for _, index in videos],
-            size=sizes,
-            mean=_per_channel(image_mean),
-            std=_per_channel(image_std),
-            rescale_factor=rescale_factor if do_rescale else 1.0,
+            [video.frames for video in videos],
+            [video.wanted for video in videos],
+            size=[(height * patch, width * patch) for _, height, width in features["video_grid_thw"].tolist()],
+            mean=mean,
+            std=std,
+            rescale_factor=factor,
             interpolation=interpolation,
             **patches,
         )
-        return BatchFeature(
-            {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}, tensor_type=return_tensors
-        )
+        values = {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}
+        return type(features)(values, tensor_type=return_tensors)  # transformers has two classes of that name
 
 
-class BridgeSTGQwen2VideoProcessor(BridgeSTGVideoProcessor, Qwen2VLVideoProcessor, _ShapesOnly):
-    """`Qwen2VLVideoProcessor`, which Qwen2.5-VL uses too, in one pass."""
+class BridgeSTGVideoProcessor(_OnePass, Qwen2VLVideoProcessor, _ShapesOnly, metaclass=abc.ABCMeta):
+    """Drop-in for `Qwen2VLVideoProcessor` and `Qwen3VLVideoProcessor`: same arguments, same outputs, bit for bit.
+
+    The class is the processor of Qwen2-VL and Qwen2.5-VL. With `family="qwen3_vl"`, or in a loaded configuration by its
+    `video_processor_type`, it gives a `BridgeSTGQwen3VideoProcessor`, which counts as an instance of it.
+
+    uint8 RGB videos, `[T, 3, H, W]` or `[T, H, W, 3]`, tensors or arrays of any strides, take one pass, and sampling
+    (`do_sample_frames=True`) copies no frames. With `do_normalize=False`, another filter than bicubic and bilinear,
+    frames of another dtype or other channels, the inherited implementation runs instead. What is saved names the stock
+    class. docs/compatibility_processor.md lists every behaviour.
+
+    Args:
+        family: "qwen2_vl" (also Qwen2.5-VL; the default) or "qwen3_vl".
+        kwargs: the settings of the Hugging Face processor of that family.
+
+    Raises:
+        TypeError, ValueError: from a call: no video or an empty one, frames that no setting can take, an index outside
+            the video; from both: an unknown family, a setting of the wrong type or range, NaN or infinite statistics,
+            a field whose name is nearly a known one.
+    """
+
+    _saved_as = "Qwen2VLVideoProcessor"
+
+    def __new__(cls, *args: Any, family: str | None = None, **kwargs: Any) -> Any:
+        chosen = cls.for_family(family, kwargs) if cls is BridgeSTGVideoProcessor else cls
+        if chosen is cls:
+            return object.__new__(cls)
+        return chosen(*args, **kwargs)  # no subclass of this one: `__init__` is not run on what is returned
+
+    def get_num_of_video_patches(
+        self, num_frames: int, height: int, width: int, videos_kwargs: dict[str, Any] | None = None
+    ) -> int:
+        """As in `transformers`; `videos_kwargs` may be left out, which the stock class documents and does not do."""
+        return cast(int, super().get_num_of_video_patches(num_frames, height, width, videos_kwargs or {}))
+
+    @staticmethod
+    def for_family(family: str | None, settings: Mapping[str, Any]) -> type[Any]:
+        """The class for `family`, or without one for the `video_processor_type` among the settings."""
+        if family is None:
+            kind = settings.get("video_processor_type", "Qwen2")
+            found = [name for name, mark in (("qwen2_vl", "Qwen2"), ("qwen3_vl", "Qwen3")) if mark in str(kind)]
+            if not found and kind != _NAME:
+                raise ValueError(
+                    f"{_NAME}: video_processor_type must be one of Qwen2-VL or Qwen3-VL, got {show(kind)}."
+                )
+            family = found[0] if found else "qwen2_vl"
+        if family not in _FAMILIES:
+            raise ValueError(f"{_NAME}: family must be one of {', '.join(map(repr, _FAMILIES))}, got {family!r}.")
+        return _FAMILIES[family]
+
+    @classmethod
+    def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in `transformers`; a configuration of either family's own processor is taken too."""
+        family = kwargs.pop("family", None)
+        chosen = cls.for_family(family, video_processor_dict) if cls is BridgeSTGVideoProcessor else cls
+        if chosen is cls:
+            return super().from_dict(video_processor_dict, **kwargs)
+        return chosen.from_dict(video_processor_dict, **kwargs)
 
 
-class BridgeSTGQwen3VideoProcessor(BridgeSTGVideoProcessor, Qwen3VLVideoProcessor, _ShapesOnly):
-    """`Qwen3VLVideoProcessor` in one pass."""
+class BridgeSTGQwen3VideoProcessor(_OnePass, Qwen3VLVideoProcessor, _ShapesOnly):
+    """`Qwen3VLVideoProcessor` in one pass; see `BridgeSTGVideoProcessor`."""
+
+    _saved_as = "Qwen3VLVideoProcessor"
 
 
-_FAMILIES: dict[str, type[BridgeSTGVideoProcessor]] = {
-    "qwen2_vl": BridgeSTGQwen2VideoProcessor,
+BridgeSTGVideoProcessor.register(BridgeSTGQwen3VideoProcessor)
+_FAMILIES: dict[str, type[_OnePass]] = {
+    "qwen2_vl": BridgeSTGVideoProcessor,
     "qwen3_vl": BridgeSTGQwen3VideoProcessor,
 }
 
 
-def _check_frames_are_pixels(frames: Tensor) -> None:
-    if frames.dtype != torch.uint8:
-        raise TypeError(f"BridgeSTGVideoProcessor: videos must be torch.uint8, got {frames.dtype}.")
-    if frames.shape[1] != 3:
-        raise ValueError(f"BridgeSTGVideoProcessor: videos must have 3 channels, got {frames.shape[1]}.")
-    if frames.shape[0] == 0:
-        raise ValueError(f"BridgeSTGVideoProcessor: videos must have at least one frame, got {list(frames.shape)}.")
+def _check_videos(videos: Any, depth: int = 0) -> None:
+    """Lists, nested as deep as transformers lets them be, must hold arrays, images, paths or addresses."""
+    if isinstance(videos, (list, tuple)):
+        if not videos and not depth:
+            raise ValueError(f"{_NAME}: videos must hold at least one video, got {videos!r}.")
+        for video in videos:
+            _check_videos(video, depth + 1)
+    elif not isinstance(videos, (np.ndarray, Tensor, str, os.PathLike, Image.Image)):
+        raise TypeError(f"{_NAME}: videos must be arrays, images, paths or addresses, got {type(videos).__name__}.")
 
 
-def _per_channel(value: Any) -> list[float]:
-    return [float(value)] * 3 if isinstance(value, (int, float)) else [float(x) for x in value]
+def _sample(sample: Callable[..., Any], facts: Any, frames: int) -> Any:
+    """The frames that the rules of the family sample, in the type that they give."""
+    asked = getattr(sample, "keywords", {})
+    total, fps = facts.total_num_frames, facts.fps
+    needs_fps = asked.get("num_frames") is None and fps is not None
+    for name, value in (("total_num_frames", total), *((("fps", fps),) if needs_fps else ())):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 < value < float("inf"):
+            raise ValueError(f"{_NAME}: {name} of video_metadata must be a number > 0, got {show(value)}.")
+    given = f"num_frames={asked.get('num_frames')} and fps={asked.get('fps')}"
+    try:
+        index = sample(metadata=facts)
+    except (TypeError, ZeroDivisionError, OverflowError) as error:  # Qwen2-VL has no default, and rounds 1 frame to 0
+        raise ValueError(
+            f"{_NAME}: do_sample_frames must have num_frames or fps that leave a group of frames, got {given} "
+            f"for a video of {total} frames."
+        ) from error
+    if not len(index):
+        raise ValueError(f"{_NAME}: do_sample_frames must leave at least one frame, got none by {given}.")
+    if (last := int(max(index))) >= frames:
+        raise ValueError(
+            f"{_NAME}: video_metadata must be of the {frames} frames given, got total_num_frames={total}, "
+            f"which asks for frame {last}."
+        )
+    return index
+
+
+def _as_tensor(frames: Any) -> Tensor:
+    if isinstance(frames, np.ndarray) and any(stride < 0 for stride in frames.strides):
+        frames = np.ascontiguousarray(frames)
+    try:
+        tensor = torch.as_tensor(frames) if isinstance(frames, (np.ndarray, Tensor)) else None
+    except TypeError as error:  # arrays of texts or objects, or in another byte order
+        raise TypeError(f"{_NAME}: videos must be arrays of numbers, got dtype {frames.dtype}.") from error
+    if tensor is None or tensor.dim() != 4:
+        found = show(frames) if tensor is None else f"shape {list(tensor.shape)}"
+        raise TypeError(
+            f"{_NAME}: each of videos must be an array of 4 axes (frames, channels, height, width), got {found}."
+        )
+    return tensor
+
+
+def _check_frames(video: _Sampled, unit: int | None) -> None:
+    """`unit` is what sides must be multiples of, where nothing resizes them."""
+    height, width = video.frames.shape[2:]
+    if min(len(video), *video.frames.shape) == 0:
+        raise ValueError(
+            f"{_NAME}: videos must have at least one frame and one pixel, got shape {list(video.frames.shape)}."
+        )
+    for name, value in (("height", height), ("width", width)):
+        if unit is not None and value % unit:
+            raise ValueError(
+                f"{_NAME}: without do_resize the {name} of a video must be a multiple of patch_size * merge_size = "
+                f"{unit}, got {value}."
+            )

@@ -23,6 +23,9 @@ class FramePatchifier(nn.Module):
         size: (h, w) that frames are resized to, unless a call names another.
         patch_size, temporal_patch_size, merge_size, mean, std, rescale_factor, interpolation, layout, dtype: as in
             `ops.patchify_frames`; the defaults are those of Qwen2.5-VL.
+
+    Raises:
+        TypeError, ValueError: a setting of the wrong type or range, as `ops.patchify_frames` refuses it.
     """
 
     def __init__(
@@ -44,12 +47,36 @@ class FramePatchifier(nn.Module):
         self.patch_size = patch_size
         self.temporal_patch_size = temporal_patch_size
         self.merge_size = merge_size
-        self.mean = tuple(mean)
-        self.std = tuple(std)
+        self.mean = mean
+        self.std = std
         self.rescale_factor = rescale_factor
         self.interpolation: Interpolation = interpolation
         self.layout: Layout = layout
         self.dtype = dtype
+        self._check()
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def _check(self) -> None:
+        """Have the op check the settings now, on a frame of one pixel that has a shape and no memory."""
+        size = self.size
+        if size is None:  # the least that fits
+            sides = [side if isinstance(side, int) and side > 0 else 1 for side in (self.patch_size, self.merge_size)]
+            size = (sides[0] * sides[1],) * 2
+        shape = (1, 1, 1, 3) if self.layout == "THWC" else (1, 3, 1, 1)
+        patchify_frames(torch.empty(shape, dtype=torch.uint8, device="meta"), size=size, **self._options())
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "patch_size": self.patch_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "merge_size": self.merge_size,
+            "mean": self.mean,
+            "std": self.std,
+            "rescale_factor": self.rescale_factor,
+            "interpolation": self.interpolation,
+            "layout": self.layout,
+            "dtype": self.dtype,
+        }
 
     def forward(
         self,
@@ -74,18 +101,7 @@ class FramePatchifier(nn.Module):
         target = self.size if size is None else size
         if target is None:
             raise ValueError("size must be given to FramePatchifier or to its call, got None in both.")
-        options: dict[str, Any] = {
-            "size": target,
-            "patch_size": self.patch_size,
-            "temporal_patch_size": self.temporal_patch_size,
-            "merge_size": self.merge_size,
-            "mean": self.mean,
-            "std": self.std,
-            "rescale_factor": self.rescale_factor,
-            "interpolation": self.interpolation,
-            "layout": self.layout,
-            "dtype": self.dtype,
-        }
+        options = {"size": target, **self._options()}
         if isinstance(video, Tensor):
             return patchify_frames(video, cast(Tensor | None, frame_index), **options)
         return patchify_videos(video, cast(Sequence[Tensor | None] | None, frame_index), **options)

@@ -35,3 +35,27 @@ def test_lists_and_a_size_of_the_call():
 def test_no_size_is_an_error():
     with pytest.raises(ValueError, match="size must be given to FramePatchifier or to its call"):
         FramePatchifier()(torch.zeros(2, 3, 30, 40, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"patch_size": 0}, "patch_size must be .*got 0"),
+        ({"patch_size": True}, "patch_size must be an int, got bool"),
+        ({"merge_size": 2.0}, "merge_size must be an int, got float"),
+        ({"temporal_patch_size": -1}, "temporal_patch_size must be .*got -1"),
+        ({"size": (27, 28)}, "height of size must be a multiple of patch_size \\* merge_size = 28, got 27"),
+        ({"size": (28, 0)}, "width of size must be .*got 0"),
+        ({"mean": (0.5, 0.5)}, "mean must have 3 values"),
+        ({"std": (0.5, 0.0, 0.5)}, "std must not contain 0"),
+        ({"std": (0.5, None, 0.5)}, "std must be a number, got NoneType"),
+        ({"rescale_factor": 0.0}, "rescale_factor must be positive, got 0.0"),
+        ({"rescale_factor": "a"}, "rescale_factor must be a number, got str"),
+        ({"interpolation": "nearest"}, "interpolation must be one of 'bicubic', 'bilinear', got 'nearest'"),
+        ({"layout": "CTHW"}, "layout must be one of 'TCHW', 'THWC', got 'CTHW'"),
+        ({"dtype": torch.float64}, "dtype must be .*got torch.float64"),
+    ],
+)
+def test_the_constructor_refuses_what_the_op_would(settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        FramePatchifier(**settings)
