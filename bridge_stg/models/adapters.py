@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..errors import ModelError
+from ..files import write_text
 from .configuration_bridge_stg import BridgeSTGConfig
+from .saved_folder import one_line, read_json, read_saved_config
 
 RECORD_FILE = "bridge_stg_adapter.json"
 SPATIAL_FILE = "spatial.safetensors"
@@ -125,7 +127,7 @@ class BackboneMixin:
         try:
             _peft().inject_adapter_in_model(settings, self.backbone)
         except ValueError as error:
-            raise ModelError(f"LoRA cannot be added: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"LoRA cannot be added: {one_line(error)}") from error
         for name, parameter in self.backbone.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -210,7 +212,7 @@ class BackboneMixin:
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "processor": self.processor.settings(),
         }
-        (path / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        write_text(path / RECORD_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load_adapters(
@@ -232,11 +234,11 @@ class BackboneMixin:
         Raises:
             ModelError: files are missing or broken, or the backbone is not the one that was adapted.
         """
-        from .pretrained import read_json, reread_backbone
+        from .pretrained import reread_backbone
 
         path = Path(folder)
         record = read_json(path / RECORD_FILE)
-        config = config or BridgeSTGConfig.from_pretrained(path)
+        config = config or read_saved_config(path)
         source = record["backbone"] if backbone is None else backbone
         model = reread_backbone(cls, source, config, record, attn_implementation, adapters=path)
         if (path / LORA_FILE).is_file():
@@ -300,7 +302,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a missing file, or one of safetensors' own errors
-        raise ModelError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _peft() -> Any:
