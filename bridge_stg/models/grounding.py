@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 
 from ..data.frame_sampling import frames_inside, uniform_frame_index
 from ..data.video import MOST_ELONGATED, VideoInfo, decode_frames, probe
-from ..errors import SampleError, VideoError
+from ..errors import ModelError, SampleError, VideoError
 from ..modules.semantic_bridge import BridgeQueries
 from .decoding import CachedDecoding, SpatialPass, encode_clips
 from .processing_bridge_stg import BridgeSTGProcessor, parse_answer
 from .result import GroundingResult, IntervalSource, KeptTokens, PresencePoint, TubeEntry
+from .saved_folder import read_saved_processor
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,24 @@ class GroundingMixin:
     """`ground` and `predict` of `BridgeSTGForVideoGrounding`."""
 
     _processor: BridgeSTGProcessor | None = None
+    _processor_source: dict[str, Any] | None = None
 
     @property
     def processor(self: Any) -> BridgeSTGProcessor:
-        """The processor saved beside the weights; set it for a model that was never saved."""
+        """The processor saved beside the weights; set it for a model that was never saved.
+
+        Raises:
+            ModelError: there is none, or it is of another model.
+        """
         if self._processor is None:
-            self._processor = BridgeSTGProcessor.from_pretrained(self.name_or_path)
+            options = self._processor_source or {}
+            folder = Path(self.name_or_path, options.get("subfolder", ""))
+            if not self.name_or_path:
+                raise ModelError("The model has no processor: set model.processor, or load a saved model.")
+            if folder.is_dir():
+                self._processor = read_saved_processor(folder, self.config)
+            else:
+                self._processor = BridgeSTGProcessor.from_pretrained(self.name_or_path, **options)
         return self._processor
 
     @processor.setter
@@ -251,7 +265,7 @@ def _check_finite(what: str, values: Sequence[np.ndarray]) -> None:
     """NaN would pass for a result: comparisons with it are false, and JSON has no word for it."""
     if not all(np.isfinite(array).all() for array in values):
         raise SampleError(
-            f"The model's {what} for this clip and sentence are not finite numbers: its weights hold NaN, or values too "
+            f"The model's {what} for this clip and sentence are not finite numbers: its weights hold NaN or values too "
             "large for their dtype."
         )
 

@@ -56,8 +56,9 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         `transformers` calls this for what a checkpoint lacks, with the functions of `torch.nn.init` guarded: they pass
         over what was loaded.
         """
-        if hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
 
     def __getstate__(self) -> dict[str, Any]:
         return state_without_recorders(self.__dict__)

@@ -15,7 +15,6 @@ class VocabularyMixin:
 
     config: Any
     backbone: Any
-    has_lora: bool
     bridge_embeddings: nn.Parameter
 
     def get_input_embeddings(self) -> nn.Module:
@@ -65,7 +64,7 @@ class VocabularyMixin:
             backbone.text_config.vocab_size = before[2]
             raise
 
-    def _own_vocabulary(self) -> None:
+    def _own_vocabulary(self: Any) -> None:
         """A backbone with other embeddings is no longer the checkpoint that it came from, and is saved whole."""
         if self.has_lora:
             raise ModelError("The embeddings of a model with LoRA adapters cannot change; call merge_lora() first.")
