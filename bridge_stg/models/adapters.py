@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import ModelError
 from ..files import atomic_path, write_text
 from .configuration_bridge_stg import BridgeSTGConfig
-from .saved_folder import one_line, read_json, read_saved_config
+from .saved_folder import is_dtype, one_line, read_json, read_saved_config
 
 RECORD_FILE = "bridge_stg_adapter.json"
 SPATIAL_FILE = "spatial.safetensors"
@@ -296,7 +296,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     for name, kind in _RECORD_FIELDS.items():
         if not isinstance(value := record.get(name), kind):
             raise ModelError(f"{path} is wrong: {name} must be a {kind.__name__}, got {value!r}.")
-    if not isinstance(getattr(torch, record["dtype"], None), torch.dtype):
+    if not is_dtype(record["dtype"]):
         raise ModelError(f"{path} is wrong: dtype must be one of torch's, got {record['dtype']!r}.")
     return record
 

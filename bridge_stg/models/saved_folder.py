@@ -6,11 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import ConfigError, ModelError
 from .configuration_bridge_stg import BridgeSTGConfig
 from .processing_bridge_stg import BridgeSTGProcessor
 
-_REQUIRED_FIELDS = ("model_type", "backbone_config", "bridge_token_id")
+# `save_pretrained` writes every field. These came after the first saved models; without another, a default would
+# silently take the place of what the model was trained with.
+_LATER_FIELDS = ("separate_bridge_embeddings", "backbone_name", "backbone_fingerprint")
 _PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
@@ -44,9 +48,12 @@ def read_saved_config(folder: Path) -> BridgeSTGConfig:
     if values.get("model_type", BridgeSTGConfig.model_type) != BridgeSTGConfig.model_type:
         kind = values["model_type"]
         raise ModelError(f"{folder} holds a {kind!r} model, not a {BridgeSTGConfig.model_type} one.")
-    for name in _REQUIRED_FIELDS:
-        if values.get(name) is None:
+    for name in ("model_type", *BridgeSTGConfig.field_names()):
+        if values.get(name) is None and name not in _LATER_FIELDS:
             raise ModelError(f"{path} is incomplete: it has no {name}.")
+    for name in ("dtype", "torch_dtype"):
+        if (value := values.get(name)) is not None and not is_dtype(value):
+            raise ModelError(f"{path} is wrong: {name} must be one of torch's, got {value!r}.")
     try:
         return BridgeSTGConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # ours is a ValueError; the backbone's classes raise a dozen kinds
@@ -96,7 +103,12 @@ def check_processor(processor: BridgeSTGProcessor, config: BridgeSTGConfig, sour
             )
 
 
+def is_dtype(name: Any) -> bool:
+    return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
+
+
 def one_line(error: BaseException, longest: int = 300) -> str:
     """The message of an error as one line, cut off behind `longest` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be printed
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= longest else text[:longest] + "..."
