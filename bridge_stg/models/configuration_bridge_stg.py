@@ -168,6 +168,15 @@ class BridgeSTGConfig(PreTrainedConfig):
                 f"got {first}."
             )
 
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """The backbone's."""
+        return bool(self.backbone_config.tie_word_embeddings)
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.backbone_config.tie_word_embeddings = value
+
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
         """Of the backbone's LLM, whose vocabulary `resize_token_embeddings` changes."""
         return self.backbone_config.get_text_config(*args, **kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,14 +55,21 @@ class VocabularyMixin:
                 f"new_num_tokens must be at least {last + 1}, to keep the rows of the vision and bridging tokens, "
                 f"got {new_num_tokens}."
             )
+        embedding, head, rows = (
+            self.get_input_embeddings(),
+            self.get_output_embeddings(),
+            backbone.text_config.vocab_size,
+        )
+        undo = _restorer(embedding), _restorer(head)
         self._own_vocabulary()
-        before = self.get_input_embeddings(), self.get_output_embeddings(), backbone.text_config.vocab_size
         try:
             return self.backbone.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         except BaseException:
-            self.backbone.set_input_embeddings(before[0])
-            self.backbone.set_output_embeddings(before[1])
-            backbone.text_config.vocab_size = before[2]
+            for restore in undo:
+                restore()
+            self.backbone.set_input_embeddings(embedding)
+            self.backbone.set_output_embeddings(head)
+            backbone.text_config.vocab_size = rows
             raise
 
     def _own_vocabulary(self: Any) -> None:
@@ -93,3 +101,20 @@ class VocabularyMixin:
         embeds = self.embed_text(input_ids)
         mask = (input_ids == self.config.backbone_config.video_token_id)[..., None].expand_as(embeds)
         return embeds.masked_scatter(mask, merged.to(embeds.dtype))
+
+
+def _restorer(layer: Any) -> Callable[[], None]:
+    """A function that gives an embedding or a head its present rows back; transformers resizes them in place."""
+    weight, data = layer.weight, layer.weight.data
+    bias = getattr(layer, "bias", None)
+    bias_data = None if bias is None else bias.data
+    count = "num_embeddings" if isinstance(layer, nn.Embedding) else "out_features"
+    rows = getattr(layer, count)
+
+    def restore() -> None:
+        layer.weight, layer.weight.data = weight, data
+        if bias is not None:
+            layer.bias, layer.bias.data = bias, bias_data
+        setattr(layer, count, rows)
+
+    return restore
