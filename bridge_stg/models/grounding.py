@@ -182,7 +182,8 @@ class GroundingMixin:
         frames = [clip[:count] for clip, count in zip(frames, counts, strict=True)]
         times = [clip[:count] for clip, count in zip(times, counts, strict=True)]
         processor = self.processor
-        inputs = processor(frames, times, sentences).to(self.device)
+        device = self.input_device
+        inputs = processor(frames, times, sentences).to(device)
         ids, grids = inputs["input_ids"], inputs["video_grid_thw"]
         encoded = encode_clips(self, inputs["pixel_values"], grids)
         clips: dict[int, list[torch.Tensor]] = {}
@@ -195,7 +196,7 @@ class GroundingMixin:
             answers = decoding.generate(processor.tokenizer)
             texts = [_read_answer(*each) for each in zip(answers, times, durations, strict=True)]  # type: ignore[misc]
         # An answer that cannot be read is hidden from the bridging tokens, as answer dropout does in training.
-        queries = decoding.bridge(torch.tensor([text is not None for text in texts], device=self.device))
+        queries = decoding.bridge(torch.tensor([text is not None for text in texts], device=device))
 
         predictions: dict[int, ClipPrediction] = {}
         for members, visual in encoded:

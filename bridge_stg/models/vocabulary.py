@@ -78,6 +78,13 @@ class VocabularyMixin:
             raise ModelError("The embeddings of a model with LoRA adapters cannot change; call merge_lora() first.")
         self.config.backbone_name = self.config.backbone_fingerprint = None
 
+    @property
+    def input_device(self: Any) -> torch.device:
+        """Where inputs go; not the device of the weights while accelerate offloads them."""
+        hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
+        device = getattr(hook, "execution_device", None)
+        return self.device if device is None else torch.device(device)
+
     # Looking up ------------------------------------------------------------------------------------------------
 
     def bridge_token_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
