@@ -11,6 +11,7 @@ from ..modules.semantic_bridge import BridgeQueries
 from ..modules.spatial_decoder import sinusoidal_embedding
 from .outputs import BridgeSTGOutput, Localisation
 from .visual_tokens import VisualTokens, pad_groups, patch_centres
+from .vocabulary import check_resident
 
 
 class SpatialMixin:
@@ -45,6 +46,7 @@ class SpatialMixin:
         """
         batch = where.shape[0]
         if not self.config.semantic_bridge:
+            check_resident(self.blind_queries, "blind_queries", where)
             states = [layer.expand(batch, -1, -1).to(self.spatial_dtype) for layer in self.blind_queries]
         else:
             if (found := where.sum(-1)).ne(self.config.bridge_tokens).any():

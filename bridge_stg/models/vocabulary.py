@@ -99,6 +99,7 @@ class VocabularyMixin:
         embeds = self.get_input_embeddings()(input_ids)
         if not self.config.separate_bridge_embeddings:
             return embeds
+        check_resident(self.bridge_embeddings, "bridge_embeddings", input_ids)
         bridge = self.bridge_token_mask(input_ids)
         index = (input_ids - self.config.bridge_token_id).clamp(0, self.config.bridge_tokens - 1)
         return torch.where(bridge[..., None], self.bridge_embeddings[index].to(embeds.dtype), embeds)
@@ -108,6 +109,16 @@ class VocabularyMixin:
         embeds = self.embed_text(input_ids)
         mask = (input_ids == self.config.backbone_config.video_token_id)[..., None].expand_as(embeds)
         return embeds.masked_scatter(mask, merged.to(embeds.dtype))
+
+
+def check_resident(parameter: torch.Tensor, name: str, inputs: torch.Tensor) -> None:
+    """accelerate brings a module's own parameters back for its `forward`, and `predict` is another method.
+
+    Raises:
+        ModelError: the parameter is not in memory.
+    """
+    if parameter.is_meta and not inputs.is_meta:
+        raise ModelError(f"{name} is offloaded; keep the model's own parameters in memory to ground with it.")
 
 
 def _restorer(layer: Any) -> Callable[[], None]:
