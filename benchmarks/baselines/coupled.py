@@ -120,8 +120,13 @@ class CoupledForVideoGrounding(BridgeSTGForVideoGrounding):
         pixel_values: torch.Tensor,
         video_grid_thw: torch.Tensor,
         labels: torch.Tensor | None = None,
+        *,
+        return_loss: bool = False,
     ) -> BridgeSTGOutput:
-        """One teacher-forced pass over text, video and answer; arguments as in `BridgeSTGForVideoGrounding`."""
+        """One teacher-forced pass over text, video and answer; arguments as in `BridgeSTGForVideoGrounding`.
+
+        The trainer computes the loss: there is none in the output.
+        """
         visual = self.encode_video(pixel_values, video_grid_thw)
         positions, _ = self.position_ids(input_ids, attention_mask, visual.grid)
         clips = [visual.tokens(clip) for clip in range(len(input_ids))]

@@ -44,6 +44,7 @@ class VideoInfo:
         pts: int64 `[frame_count]` stream timestamps, ascending; None where the stream has none that can be
             trusted, so that frames are counted instead.
         keyframes: ascending (pts, dts) of the frames decoding can start at; empty without timestamps.
+        start_time: seconds of the first frame on the file's own clock, as players show it.
     """
 
     path: str
@@ -56,6 +57,7 @@ class VideoInfo:
     rotation: int = 0
     pts: np.ndarray | None = field(default=None, repr=False)
     keyframes: tuple[tuple[int, int], ...] = field(default=(), repr=False)
+    start_time: float = 0.0
 
 
 class _PacketMark(NamedTuple):

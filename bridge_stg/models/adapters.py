@@ -14,12 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..errors import ModelError
+from ..files import atomic_path, write_text
 from .configuration_bridge_stg import BridgeSTGConfig
+from .saved_folder import is_dtype, one_line, read_json, read_saved_config
 
 RECORD_FILE = "bridge_stg_adapter.json"
 SPATIAL_FILE = "spatial.safetensors"
 LORA_FILE = "adapter_model.safetensors"
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_RECORD_FIELDS = {"backbone": str, "fingerprint": str, "dtype": str, "processor": dict}
+_SOURCE_OPTIONS = ("subfolder", "revision", "cache_dir", "token", "local_files_only")  # the processor is there too
 _BACKBONE = "backbone."
 _PEFT_PREFIX = "base_model.model."  # what peft writes before the names of the model it wraps
 
@@ -125,7 +129,7 @@ class BackboneMixin:
         try:
             _peft().inject_adapter_in_model(settings, self.backbone)
         except ValueError as error:
-            raise ModelError(f"LoRA cannot be added: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"LoRA cannot be added: {one_line(error)}") from error
         for name, parameter in self.backbone.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -173,6 +177,8 @@ class BackboneMixin:
         """Save in safetensors: the whole model, or `save_adapters` where the backbone is the original one."""
         if not self.backbone_is_original:
             super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+        elif kwargs.get("push_to_hub"):
+            raise ModelError("push_to_hub does not send adapters; save them and upload the folder.")
         elif kwargs.get("is_main_process", True):
             self.save_adapters(save_directory, state_dict=kwargs.get("state_dict"))
 
@@ -194,14 +200,16 @@ class BackboneMixin:
         path.mkdir(parents=True, exist_ok=True)
         weights = self.state_dict() if state_dict is None else state_dict
         spatial = {k: v.detach().cpu().contiguous() for k, v in weights.items() if not k.startswith(_BACKBONE)}
-        save_file(spatial, path / SPATIAL_FILE, metadata={"format": "pt"})
+        with atomic_path(path / SPATIAL_FILE) as temporary:
+            save_file(spatial, temporary, metadata={"format": "pt"})
         if self.has_lora:
             lora = {
                 _PEFT_PREFIX + k.removeprefix(_BACKBONE).replace(".default.", "."): v.detach().cpu().contiguous()
                 for k, v in weights.items()
                 if "lora_" in k
             }
-            save_file(lora, path / LORA_FILE, metadata={"format": "pt"})
+            with atomic_path(path / LORA_FILE) as temporary:
+                save_file(lora, temporary, metadata={"format": "pt"})
             self._lora_settings.save_pretrained(path)
         self.config.save_pretrained(path)
         record = {
@@ -210,7 +218,7 @@ class BackboneMixin:
             "dtype": str(self.backbone.dtype).removeprefix("torch."),
             "processor": self.processor.settings(),
         }
-        (path / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        write_text(path / RECORD_FILE, json.dumps(record, indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def load_adapters(
@@ -232,11 +240,11 @@ class BackboneMixin:
         Raises:
             ModelError: files are missing or broken, or the backbone is not the one that was adapted.
         """
-        from .pretrained import read_json, reread_backbone
+        from .pretrained import reread_backbone
 
         path = Path(folder)
-        record = read_json(path / RECORD_FILE)
-        config = config or BridgeSTGConfig.from_pretrained(path)
+        record = _read_record(path / RECORD_FILE)
+        config = config or read_saved_config(path)
         source = record["backbone"] if backbone is None else backbone
         model = reread_backbone(cls, source, config, record, attn_implementation, adapters=path)
         if (path / LORA_FILE).is_file():
@@ -258,18 +266,39 @@ class BackboneMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`; a folder of `save_adapters` loads its backbone too."""
-        if not is_adapter_folder(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+        """As `PreTrainedModel.from_pretrained`; a folder of `save_adapters` loads its backbone too.
+
+        Raises:
+            ModelError: an option that a folder of adapters does not take, and what `load_adapters` raises.
+        """
+        folder = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
+        if not is_adapter_folder(folder):
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model._processor_source = {name: kwargs[name] for name in _SOURCE_OPTIONS if name in kwargs}
+            return loaded
+        taken = ("config", "attn_implementation", "subfolder", "local_files_only", "use_safetensors")
+        if refused := [*map(str, args), *sorted(kwargs.keys() - set(taken))]:
+            raise ModelError(
+                f"{folder} holds adapters, which load without the option {refused[0]}; there are {', '.join(taken)}."
+            )
         return cls.load_adapters(
-            pretrained_model_name_or_path,
-            config=kwargs.get("config"),
-            attn_implementation=kwargs.get("attn_implementation"),
+            folder, config=kwargs.get("config"), attn_implementation=kwargs.get("attn_implementation")
         )
 
 
 def is_adapter_folder(folder: Any) -> bool:
     return (Path(str(folder)) / RECORD_FILE).is_file()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    record = read_json(path)
+    for name, kind in _RECORD_FIELDS.items():
+        if not isinstance(value := record.get(name), kind):
+            raise ModelError(f"{path} is wrong: {name} must be a {kind.__name__}, got {value!r}.")
+    if not is_dtype(record["dtype"]):
+        raise ModelError(f"{path} is wrong: dtype must be one of torch's, got {record['dtype']!r}.")
+    return record
 
 
 def fingerprint(backbone: Any) -> str:
@@ -300,7 +329,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a missing file, or one of safetensors' own errors
-        raise ModelError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
 
 
 def _peft() -> Any:

@@ -46,14 +46,8 @@ class BackboneFamily:
             patch features before the merger `[n, merge^2, Dv]`, merged tokens `[n, D]`, and deepstack features, one
             `[n, D]` per early LLM layer that they are added to; all in the processor's order.
         """
-        captured: list[torch.Tensor] = []
-        merger: Any = visual.merger
-        hook = merger.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
-        try:
-            output = visual(pixel_values.to(merger_dtype(visual)), grid_thw=grid_thw)
-        finally:
-            hook.remove()
-        patches = captured[0].unflatten(0, (-1, vision.spatial_merge_size**2))
+        output = visual(pixel_values.to(merger_dtype(visual)), grid_thw=grid_thw)
+        patches = output.last_hidden_state.unflatten(0, (-1, vision.spatial_merge_size**2))
         frames, (rows, columns) = int(grid_thw[:, 0].sum()), grid_thw[0, 1:].tolist()
         order = self.patch_order(frames, rows, columns, vision)
         if order is not None:

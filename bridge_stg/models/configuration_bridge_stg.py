@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import math
+import sys
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
@@ -80,7 +84,10 @@ class BridgeSTGConfig(PreTrainedConfig):
         backbone_fingerprint: str | None = None,
         **kwargs: Any,
     ) -> None:
+        self._refuse_misspelt(kwargs)
         if not isinstance(backbone_config, PreTrainedConfig):
+            if not isinstance(backbone_config, dict | None):
+                raise ValueError(f"backbone_config must be a configuration or its dict, got {backbone_config!r}.")
             values = dict(backbone_config or {})
             model_type = values.pop("model_type", Qwen2_5_VLConfig.model_type)
             backbone_config = AutoConfig.for_model(family_of(model_type).model_type, **values)
@@ -111,16 +118,68 @@ class BridgeSTGConfig(PreTrainedConfig):
         self.check()
         super().__init__(**kwargs)
 
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """The constructor's arguments."""
+        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "kwargs")]
+
+    def _refuse_misspelt(self, extra: dict[str, Any]) -> None:
+        """Fields of `transformers` and a user's own pass; one that nearly has the name of ours is a mistake."""
+        for name in extra:
+            if near := difflib.get_close_matches(name, self.field_names(), n=1, cutoff=0.85):
+                raise ValueError(f"{name!r} is no field of BridgeSTGConfig; the nearest is {near[0]!r}.")
+
     def check(self) -> None:
-        """Raise ValueError, naming the field, for a choice that does not exist or a number out of range."""
+        """Raise ValueError, naming the field, for a value of the wrong type, out of range, or that does not exist."""
         for name, allowed in _CHOICES.items():
             if (value := getattr(self, name)) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-        layers = self.backbone_config.text_config.num_hidden_layers
-        if not 1 <= self.bridge_layers <= layers:
+        for name in _SWITCHES:
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be true or false, got {value!r}.")
+        for name in _COUNTS:
+            if not _is_integer(value := getattr(self, name)) or not 1 <= value <= _MOST:
+                raise ValueError(f"{name} must be an integer in 1..{_MOST}, got {value!r}.")
+        for name, (low, high) in _REALS.items():
+            if not _is_real(value := getattr(self, name)) or not low < value <= high:
+                raise ValueError(f"{name} must be in ({low:g}, {high:g}], got {value!r}.")
+        threshold = self.presence_threshold
+        if not _is_real(threshold) or not 0 <= threshold <= 1:
+            raise ValueError(f"presence_threshold must be in [0, 1], got {threshold!r}.")
+        for name in ("backbone_name", "backbone_fingerprint"):
+            if (value := getattr(self, name)) is not None and not (isinstance(value, str) and value.isprintable()):
+                raise ValueError(f"{name} must be a printable text or None, got {value!r}.")
+        self._check_against_backbone()
+
+    def _check_against_backbone(self) -> None:
+        text = self.backbone_config.text_config
+        layers, rows, first = text.num_hidden_layers, text.vocab_size, self.bridge_token_id
+        if self.bridge_layers > layers:
             raise ValueError(f"bridge_layers must be in 1..{layers} (layers of the LLM), got {self.bridge_layers}.")
-        if not 0.0 < self.keep <= 1.0:
-            raise ValueError(f"keep must be in (0, 1], got {self.keep}.")
+        if self.decoder_dim % self.decoder_heads:
+            raise ValueError(f"decoder_heads must divide decoder_dim={self.decoder_dim}, got {self.decoder_heads}.")
+        if first is None:
+            return
+        if not _is_integer(first) or first < 0:
+            raise ValueError(f"bridge_token_id must be an integer of at least 0 or None, got {first!r}.")
+        if first + self.bridge_tokens > rows:
+            raise ValueError(
+                f"bridge_token_id must leave room for {self.bridge_tokens} bridging tokens in a vocabulary of {rows}, "
+                f"got {first}."
+            )
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """The backbone's."""
+        return bool(self.backbone_config.tie_word_embeddings)
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.backbone_config.tie_word_embeddings = value
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
+        """Of the backbone's LLM, whose vocabulary `resize_token_embeddings` changes."""
+        return self.backbone_config.get_text_config(*args, **kwargs)
 
     @property
     def bridge_layer_indices(self) -> tuple[int, ...]:
@@ -135,3 +194,31 @@ _CHOICES = {
     "reference_points": ("score", "learned"),
     "interval_source": ("text", "presence"),
 }
+_SWITCHES = (
+    "semantic_bridge",
+    "pruning",
+    "gate",
+    "frame_contrast",
+    "dense_alignment",
+    "separate_bridge_embeddings",
+)
+_COUNTS = (
+    "bridge_tokens",
+    "bridge_layers",
+    "decoder_dim",
+    "decoder_heads",
+    "decoder_ffn_dim",
+    "score_dim",
+    "max_answer_tokens",
+)
+_MOST = 2**20  # a slip of the keyboard should not ask for all the memory there is
+_REALS = {"keep": (0.0, 1.0), "contrast_temperature": (0.0, math.inf)}  # above the first, up to the second
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_real(value: Any) -> bool:
+    """`math.isfinite` would fail on an int past every float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

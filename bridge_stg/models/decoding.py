@@ -66,7 +66,7 @@ class CachedDecoding:
         self.prompt_length = input_ids.shape[1]
         self.unread = input_ids[:, :0], torch.zeros_like(input_ids[:, :0], dtype=torch.bool)
         positions, self.position = model.position_ids(input_ids, attention_mask, grids)
-        (self.prompt_states,), self.cache = model.read_prompt(
+        (self.prompt_states,), output = model.read_prompt(
             input_ids,
             clips,
             all_states=False,
@@ -74,6 +74,7 @@ class CachedDecoding:
             attention_mask=attention_mask,
             use_cache=True,
         )
+        self.cache = output.past_key_values
 
     def _step(
         self, ids: torch.Tensor, real: torch.Tensor, visible: torch.Tensor, *, all_states: bool = False
@@ -86,7 +87,7 @@ class CachedDecoding:
         positions = self.position[:, None] + steps - real.long()
         self.position = self.position + steps[:, -1]
         visible = torch.cat([visible, real[:, visible.shape[1] - self.cache.get_seq_length() :].long()], dim=1)
-        states, self.cache = self.model.run_language_model(
+        states, output = self.model.run_language_model(
             self.model.embed_text(ids),
             all_states=all_states,
             position_ids=positions.expand(3, -1, -1),
@@ -94,6 +95,7 @@ class CachedDecoding:
             past_key_values=self.cache,
             use_cache=True,
         )
+        self.cache = output.past_key_values
         return states
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:

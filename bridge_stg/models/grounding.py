@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,12 @@ import torch
 
 from ..data.frame_sampling import frames_inside, uniform_frame_index
 from ..data.video import MOST_ELONGATED, VideoInfo, decode_frames, probe
-from ..errors import SampleError, VideoError
+from ..errors import ModelError, SampleError, VideoError
 from ..modules.semantic_bridge import BridgeQueries
 from .decoding import CachedDecoding, SpatialPass, encode_clips
 from .processing_bridge_stg import BridgeSTGProcessor, parse_answer
 from .result import GroundingResult, IntervalSource, KeptTokens, PresencePoint, TubeEntry
+from .saved_folder import read_saved_processor
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class ClipPrediction:
         answer: generated text, "" when none was asked for.
         interval: (start, end) in seconds.
         interval_source: "text" or "presence".
-        presence: `[T]` in [0, 1] over the whole clip.
+        presence: `[T]` in [0, 1] over the whole clip, without frames that only repeat the last one.
         frames: positions of the given frames inside the interval that were localised, ascending.
         boxes: `[n, 4]` xyxy in [0, 1], one per entry of `frames`.
         kept: per entry of `frames`, (row-major token index, score); empty without pruning.
@@ -65,12 +68,24 @@ class GroundingMixin:
     """`ground` and `predict` of `BridgeSTGForVideoGrounding`."""
 
     _processor: BridgeSTGProcessor | None = None
+    _processor_source: dict[str, Any] | None = None
 
     @property
     def processor(self: Any) -> BridgeSTGProcessor:
-        """The processor saved beside the weights; set it for a model that was never saved."""
+        """The processor saved beside the weights; set it for a model that was never saved.
+
+        Raises:
+            ModelError: there is none, or it is of another model.
+        """
         if self._processor is None:
-            self._processor = BridgeSTGProcessor.from_pretrained(self.name_or_path)
+            options = self._processor_source or {}
+            folder = Path(self.name_or_path, options.get("subfolder", ""))
+            if not self.name_or_path:
+                raise ModelError("The model has no processor: set model.processor, or load a saved model.")
+            if folder.is_dir():
+                self._processor = read_saved_processor(folder, self.config)
+            else:
+                self._processor = BridgeSTGProcessor.from_pretrained(self.name_or_path, **options)
         return self._processor
 
     @processor.setter
@@ -90,7 +105,7 @@ class GroundingMixin:
 
         Raises:
             VideoError: the video cannot be read.
-            SampleError: the sentence is empty or does not fit the context.
+            SampleError: the sentence is empty or does not fit the context, or what the model computes is not finite.
         """
         return self.ground_batch([video], [sentence], spatial_fps=spatial_fps)[0]
 
@@ -112,7 +127,8 @@ class GroundingMixin:
 
         Raises:
             VideoError: a video cannot be read.
-            SampleError: a sentence is empty or does not fit the context, or there are not as many as videos.
+            SampleError: a sentence is empty or does not fit the context, there are not as many as videos, or what the
+                model computes for one is not finite.
         """
         if len(videos) != len(sentences):
             raise SampleError(f"Every video needs a sentence, got {len(videos)} videos and {len(sentences)} sentences.")
@@ -120,7 +136,8 @@ class GroundingMixin:
             return []
         processor = self.processor
         infos = [check_shape(probe(video)) for video in videos]
-        indices = [np.asarray(uniform_frame_index(i.times, processor.fps, processor.max_frames)) for i in infos]
+        # Without the padding of an odd number of frames, which the processor does itself.
+        indices = [np.unique(uniform_frame_index(i.times, processor.fps, processor.max_frames)) for i in infos]
         predictions = self.predict(
             [decode_frames(info, index) for info, index in zip(infos, indices, strict=True)],
             [info.times[index].tolist() for info, index in zip(infos, indices, strict=True)],
@@ -144,17 +161,29 @@ class GroundingMixin:
     ) -> list[ClipPrediction]:
         """Ground a batch of decoded clips; frame counts and sizes may differ.
 
+        Leaves the model in evaluation mode. Several threads may call it on one model.
+
         Args:
             frames: B arrays uint8 `[T, H, W, 3]`.
-            times: B lists of T seconds.
+            times: B lists of T ascending seconds, from 0 on; frames at the time of the last one are padding.
             sentences: B texts.
-            durations: B, seconds; intervals are clamped to [0, duration].
+            durations: B, seconds, each behind its last frame; intervals are clamped to [0, duration].
             oracle_intervals: B true intervals; boxes for them are returned too (for gt_vIoU).
             spatial_fps: see `ground`.
+
+        Raises:
+            ValueError: the arguments do not fit each other, or times do not ascend.
+            SampleError: see `ground`.
         """
-        self.eval()
+        if self.training:
+            self.eval()
+        _check_clips(frames, times, sentences, durations)
+        counts = [1 + int(np.count_nonzero(np.diff(clip))) for clip in times]
+        frames = [clip[:count] for clip, count in zip(frames, counts, strict=True)]
+        times = [clip[:count] for clip, count in zip(times, counts, strict=True)]
         processor = self.processor
-        inputs = processor(frames, times, sentences).to(self.device)
+        device = self.input_device
+        inputs = processor(frames, times, sentences).to(device)
         ids, grids = inputs["input_ids"], inputs["video_grid_thw"]
         encoded = encode_clips(self, inputs["pixel_values"], grids)
         clips: dict[int, list[torch.Tensor]] = {}
@@ -167,7 +196,7 @@ class GroundingMixin:
             answers = decoding.generate(processor.tokenizer)
             texts = [_read_answer(*each) for each in zip(answers, times, durations, strict=True)]  # type: ignore[misc]
         # An answer that cannot be read is hidden from the bridging tokens, as answer dropout does in training.
-        queries = decoding.bridge(torch.tensor([text is not None for text in texts], device=self.device))
+        queries = decoding.bridge(torch.tensor([text is not None for text in texts], device=device))
 
         predictions: dict[int, ClipPrediction] = {}
         for members, visual in encoded:
@@ -184,6 +213,7 @@ class GroundingMixin:
             if self.config.dense_alignment:
                 relevance = self.relevance_logits(group_states, group_ends).float().sigmoid().cpu().numpy()
                 curves = [(curve + row[: len(curve)]) / 2 for curve, row in zip(curves, relevance, strict=True)]
+            _check_finite("presence values", curves)
             intervals = [
                 texts[clip] or presence_interval(curve, times[clip], durations[clip], self.config.presence_threshold)
                 for clip, curve in zip(members, curves, strict=True)
@@ -191,6 +221,7 @@ class GroundingMixin:
             each = list(zip(members, intervals, strict=True))
             chosen = [frames_inside(times[clip], interval, spatial_fps) for clip, interval in each]
             boxes, kept = spatial.boxes(chosen, best)
+            _check_finite("boxes", boxes)
             oracle_frames: list[Any] = [None] * len(members)
             oracle_boxes: list[Any] = [None] * len(members)
             if oracle_intervals is not None:
@@ -210,6 +241,34 @@ class GroundingMixin:
                     oracle_boxes=oracle_boxes[place],
                 )
         return [predictions[i] for i in range(len(sentences))]
+
+
+def _check_clips(
+    frames: Sequence[Any], times: Sequence[Sequence[float]], sentences: Sequence[str], durations: Sequence[float]
+) -> None:
+    if not len(frames) == len(times) == len(sentences) == len(durations):
+        raise ValueError(
+            "frames, times, sentences and durations must be as many, "
+            f"got {len(frames)}, {len(times)}, {len(sentences)} and {len(durations)}."
+        )
+    for i, (clip, seconds, duration) in enumerate(zip(frames, times, durations, strict=True)):
+        if not 1 <= len(clip) == len(seconds):
+            raise ValueError(f"times[{i}] must have one time for each of {len(clip)} frames, got {len(seconds)}.")
+        steps = np.diff(seconds)
+        rising = np.count_nonzero(steps > 0)
+        if not (np.isfinite(seconds).all() and (steps[:rising] > 0).all() and (steps[rising:] == 0).all()):
+            raise ValueError(f"times[{i}] must ascend and be finite, got {list(seconds)}.")
+        if not seconds[-1] < duration < math.inf:
+            raise ValueError(f"durations[{i}] must be behind the last frame at {seconds[-1]} s, got {duration}.")
+
+
+def _check_finite(what: str, values: Sequence[np.ndarray]) -> None:
+    """NaN would pass for a result: comparisons with it are false, and JSON has no word for it."""
+    if not all(np.isfinite(array).all() for array in values):
+        raise SampleError(
+            f"The model's {what} for this clip and sentence are not finite numbers: its weights hold NaN or values too "
+            "large for their dtype."
+        )
 
 
 def presence_interval(
@@ -269,6 +328,7 @@ def source_tube(
 def _to_result(
     video: str, sentence: str, info: VideoInfo, index: np.ndarray, prediction: ClipPrediction
 ) -> GroundingResult:
+    """The prediction in source frames and on the file's clock, which the model never sees: it counts from 0."""
     decoded = index[prediction.frames]
     size = info.width, info.height
     source, boxes = source_tube(info.times, size, prediction.interval, info.times[decoded], prediction.boxes)
@@ -277,7 +337,7 @@ def _to_result(
     tube = tuple(
         TubeEntry(
             frame=int(frame),
-            time=float(time),
+            time=float(time) + info.start_time,
             box=(float(box[0]), float(box[1]), float(box[2]), float(box[3])),
             presence=float(value),
             interpolated=bool(frame not in decoded),
@@ -285,14 +345,14 @@ def _to_result(
         for frame, time, box, value in zip(source, times, boxes, presence, strict=True)
     )
     curve = tuple(
-        PresencePoint(int(frame), float(info.times[frame]), float(value))
-        for frame, value in dict(zip(index.tolist(), prediction.presence, strict=True)).items()
+        PresencePoint(int(frame), float(info.times[frame]) + info.start_time, float(value))
+        for frame, value in zip(index, prediction.presence, strict=True)
     )
     kept = tuple(
         KeptTokens(int(frame), prediction.grid, tuple(map(int, tokens)), tuple(map(float, scores)))
         for frame, (tokens, scores) in zip(decoded, prediction.kept, strict=False)
     )
-    start, end = prediction.interval
+    start, end = (edge + info.start_time for edge in prediction.interval)
     return GroundingResult(
         video=video,
         sentence=sentence,

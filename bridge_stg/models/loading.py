@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -13,9 +12,9 @@ from ..errors import ConfigError, ModelError
 from .adapters import is_adapter_folder
 from .configuration_bridge_stg import BridgeSTGConfig
 from .modeling_bridge_stg import BridgeSTGForVideoGrounding
-from .processing_bridge_stg import BridgeSTGProcessor
+from .saved_folder import one_line, read_saved_config, read_saved_processor
 
-_NO_SETTINGS = {"self", "kwargs", "backbone_config", "backbone_name", "backbone_fingerprint"}
+_NO_SETTINGS = {"backbone_config", "backbone_name", "backbone_fingerprint"}
 
 
 def shipped_model() -> Path:
@@ -37,28 +36,33 @@ def load_model(
         ConfigError: a setting is unknown, out of range, or needs weights that the folder does not have.
     """
     folder = Path(folder) if folder is not None else shipped_model()
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
+    config = read_saved_config(folder)
+    apply_settings(config, settings or {})
+    if is_adapter_folder(folder):
+        return BridgeSTGForVideoGrounding.load_adapters(folder, config=config)
+    processor = read_saved_processor(folder, config)
     try:
-        config = BridgeSTGConfig.from_pretrained(folder)
-        if config.model_type != BridgeSTGConfig.model_type:
-            raise ModelError(f"{folder} holds a {config.model_type} model, not a {BridgeSTGConfig.model_type} one.")
-        apply_settings(config, settings or {})
-        if is_adapter_folder(folder):
-            return BridgeSTGForVideoGrounding.load_adapters(folder, config=config)
         model, loading = BridgeSTGForVideoGrounding.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder,
+            config=config,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below, in one sentence
         )
-        model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
-    except (ConfigError, ModelError):
-        raise
-    except Exception as error:  # transformers, tokenizers and safetensors raise a dozen kinds here
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {lines[0]}") from error
+    except Exception as error:  # transformers and safetensors raise a dozen kinds here
+        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {one_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):
         if settings:
             raise ConfigError(f"The settings need weights that {folder} does not have, such as {missing[0]}.")
         raise ModelError(f"{folder} is incomplete: its weights lack {len(missing)} tensors, such as {missing[0]}.")
+    if mismatched := sorted(loading["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
+        what = f"{name} of shape {list(found)} where the configuration asks for {list(wanted)}"
+        if settings:
+            raise ConfigError(f"The settings need other weights than {folder} has: {what}.")
+        raise ModelError(f"{folder} has weights that do not fit its config.json: {what}.")
+    model.processor = processor
     return model.eval()
 
 
@@ -68,7 +72,7 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
     Raises:
         ConfigError: an unknown field, or a value out of range.
     """
-    fields = inspect.signature(BridgeSTGConfig.__init__).parameters.keys() - _NO_SETTINGS
+    fields = set(BridgeSTGConfig.field_names()) - _NO_SETTINGS
     for key, value in settings.items():
         if key not in fields:
             raise ConfigError(f"{key!r} is not a setting of the model; the settings are in BridgeSTGConfig.")

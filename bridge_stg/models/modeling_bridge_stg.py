@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils import can_return_tuple
 
 from ..modules.frame_contrast import FrameContrast
 from ..modules.query_guided_token_pruner import QueryGuidedTokenPruner
-from ..modules.semantic_bridge import BridgeQueries, SemanticBridge
-from ..modules.spatial_decoder import SpatialDecoder, sinusoidal_embedding
+from ..modules.semantic_bridge import SemanticBridge
+from ..modules.spatial_decoder import SpatialDecoder
 from .adapters import BackboneMixin
 from .backbones import family_of
 from .configuration_bridge_stg import BridgeSTGConfig
 from .grounding import GroundingMixin
-from .outputs import BridgeSTGOutput, Localisation
+from .losses import GroundingTargets, grounding_loss
+from .outputs import BridgeSTGOutput
+from .pickling import state_without_recorders
+from .spatial import SpatialMixin
 from .vision_attention import batch_vision_attention
-from .visual_tokens import VisualTokens, pad_groups, patch_centres
+from .visual_tokens import VisualTokens, pad_groups
+from .vocabulary import VocabularyMixin
 
 
 class BridgeSTGPreTrainedModel(PreTrainedModel):
@@ -30,7 +35,7 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     # Boxes in bf16 would be off by 0.4% of a frame; the spatial half is small beside a real backbone.
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [
+    _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012 (transformers makes it the instance's)
         "semantic_bridge",
         "blind_queries",
         "bridge_embeddings",
@@ -47,10 +52,22 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
     ]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """The backbone initialises itself; our own modules keep the initialisation of their constructors."""
+        """Draw the module's own weights as its constructor does; the backbone's classes see to theirs.
+
+        `transformers` calls this for what a checkpoint lacks, with the functions of `torch.nn.init` guarded: they pass
+        over what was loaded.
+        """
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state_without_recorders(self.__dict__)
 
 
-class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrainedModel):
+class BridgeSTGForVideoGrounding(
+    BackboneMixin, VocabularyMixin, SpatialMixin, GroundingMixin, BridgeSTGPreTrainedModel
+):
     """The model of the package: see `docs/model.md` for the parts and `BridgeSTGConfig` for their switches.
 
     Args:
@@ -69,18 +86,17 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
                 module.__dict__["_is_hf_initialized"] = True
         batch_vision_attention(self.backbone.model.visual)
         if config.separate_bridge_embeddings:
-            self.bridge_embeddings = nn.Parameter(torch.zeros(config.bridge_tokens, text.hidden_size))
+            self.bridge_embeddings = nn.Parameter(torch.empty(config.bridge_tokens, text.hidden_size))
         multi_layer = config.interactive_queries == "multi"
         self.semantic_bridge = SemanticBridge(text.hidden_size, dim, config.bridge_layers, multi_layer=multi_layer)
         if not config.semantic_bridge:
-            blind = torch.randn(config.bridge_layers, config.bridge_tokens, text.hidden_size)
+            blind = torch.empty(config.bridge_layers, config.bridge_tokens, text.hidden_size)
             self.blind_queries = nn.Parameter(blind)
         frame_dim = text.hidden_size if config.memory_features == "merged" else vision.hidden_size
         self.memory_norm = nn.LayerNorm(frame_dim)
         self.memory_projection = nn.Linear(frame_dim, dim)
         self.memory_position = nn.Linear(2 * dim, dim)
-        self.memory_phase = nn.Embedding(vision.temporal_patch_size, dim)
-        nn.init.normal_(self.memory_phase.weight, std=0.02)
+        self.memory_phase = _SmallEmbedding(vision.temporal_patch_size, dim)
         if config.memory_features == "vision+lm":
             self.memory_lm_norm = nn.LayerNorm(text.hidden_size)
             self.memory_lm_projection = nn.Linear(text.hidden_size, dim)
@@ -97,20 +113,17 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
             self.dense_alignment = nn.Sequential(
                 nn.LayerNorm(width), nn.Linear(width, dim), nn.GELU(), nn.Linear(dim, vision.temporal_patch_size)
             )
+        self.loss_function = grounding_loss
+        kept = type(self)._keep_in_fp32_modules_strict
+        self._keep_in_fp32_modules_strict = [name for name in kept if getattr(self, name, None) is not None]
         self.post_init()
 
-    @property
-    def spatial_dtype(self) -> torch.dtype:
-        return self.memory_projection.weight.dtype
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.backbone.get_input_embeddings()
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.backbone.get_output_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.backbone.set_input_embeddings(value)
+    def reset_parameters(self) -> None:
+        """Draw the parameters that belong to no part."""
+        if self.config.separate_bridge_embeddings:
+            nn.init.zeros_(self.bridge_embeddings)
+        if not self.config.semantic_bridge:
+            nn.init.normal_(self.blind_queries)
 
     # Vision ----------------------------------------------------------------------------------------------------
 
@@ -167,30 +180,18 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
         offsets = torch.stack([torch.zeros_like(inside), inside // columns, inside % columns])
         return start + offsets * visual, start[:, -1] + step[:, -1]
 
-    def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[B, L, D]`; the bridging tokens from their own parameter where the configuration has one."""
-        embeds = self.get_input_embeddings()(input_ids)
-        if not self.config.separate_bridge_embeddings:
-            return embeds
-        bridge = self.bridge_token_mask(input_ids)
-        index = (input_ids - self.config.bridge_token_id).clamp(0, self.config.bridge_tokens - 1)
-        return torch.where(bridge[..., None], self.bridge_embeddings[index].to(embeds.dtype), embeds)
-
-    def embed_prompt(self, input_ids: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
-        """Token embeddings `[B, L, D]` with the visual placeholders replaced by `merged` `[..., D]`, clip by clip."""
-        embeds = self.embed_text(input_ids)
-        mask = (input_ids == self.config.backbone_config.video_token_id)[..., None].expand_as(embeds)
-        return embeds.masked_scatter(mask, merged.to(embeds.dtype))
-
     def run_language_model(
         self, inputs_embeds: torch.Tensor, *, all_states: bool = True, **kwargs: Any
     ) -> tuple[tuple[torch.Tensor, ...], Any]:
-        """Hidden states (embeddings first, the last one normalised; only that with `all_states` off) and the cache."""
+        """Hidden states (embeddings first, the last one normalised; only that with `all_states` off) and the output.
+
+        The output is the LLM's own, with `past_key_values` and, where asked for, `attentions`.
+        """
         output = self.backbone.model.language_model(
             inputs_embeds=inputs_embeds, output_hidden_states=all_states, **kwargs
         )
         states = output.hidden_states if all_states else (output.last_hidden_state,)
-        return states, output.past_key_values
+        return states, output
 
     def read_prompt(
         self, input_ids: torch.Tensor, clips: Sequence[Sequence[torch.Tensor]], **kwargs: Any
@@ -208,90 +209,7 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
             kwargs["deepstack_visual_embeds"] = deepstack
         return self.run_language_model(self.embed_prompt(input_ids, merged), **kwargs)
 
-    def bridge_queries(self, hidden_states: tuple[torch.Tensor, ...], where: torch.Tensor) -> BridgeQueries:
-        """STSB over the states at the bridging tokens.
-
-        Args:
-            hidden_states: of `run_language_model`, each `[B, L, D]`.
-            where: `[B, L]` bool with M True entries a row.
-        """
-        batch = where.shape[0]
-        if not self.config.semantic_bridge:
-            states = [layer.expand(batch, -1, -1).to(self.spatial_dtype) for layer in self.blind_queries]
-        else:
-            picked = (hidden_states[i] for i in self.config.bridge_layer_indices)
-            states = [state[where].unflatten(0, (batch, -1)).to(self.spatial_dtype) for state in picked]
-        return self.semantic_bridge(states)
-
-    # Space -----------------------------------------------------------------------------------------------------
-
-    def visual_memory(self, visual: VisualTokens, lm_states: torch.Tensor | None) -> torch.Tensor:
-        """Memory `[B, G, N, C]`: projected visual tokens, position, and LLM states `[B, G, n, D]` where configured."""
-        features = visual.merged if self.config.memory_features == "merged" else visual.patches
-        memory = self.memory_projection(self.memory_norm(features.to(self.spatial_dtype)))
-        centres = self.memory_centres(visual.grid, memory.device)
-        place = sinusoidal_embedding(8 * centres, self.config.decoder_dim).flatten(-2)
-        memory = memory + self.memory_position(place.to(self.spatial_dtype))
-        if self.config.memory_features == "vision+lm" and lm_states is not None:
-            lm = self.memory_lm_projection(self.memory_lm_norm(lm_states.to(self.spatial_dtype)))
-            memory = memory + lm.repeat_interleave(memory.shape[2] // lm.shape[2], dim=2)
-        return memory
-
-    def memory_centres(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
-        """(x, y) of every memory token of a frame of (rows, columns) patches, `[N, 2]` in [0, 1]."""
-        merge = self.config.backbone_config.vision_config.spatial_merge_size
-        centres = patch_centres(*grid, merge).to(device)
-        return centres.unflatten(0, (-1, merge * merge)).mean(1) if self.config.memory_features == "merged" else centres
-
-    def localise(
-        self,
-        queries: BridgeQueries,
-        memory: torch.Tensor,
-        centres: torch.Tensor,
-        frame_index: torch.Tensor,
-        frame_times: torch.Tensor,
-    ) -> Localisation:
-        """QGSL on chosen frames: prune their tokens, decode boxes and presence.
-
-        Args:
-            queries: of `bridge_queries`.
-            memory: `[B, G, N, C]`.
-            centres: `[N, 2]`.
-            frame_index: int64 `[B, S]`, frames of the clip; -1 is padding.
-            frame_times: `[B, T]`, seconds.
-        """
-        group_size = self.config.backbone_config.vision_config.temporal_patch_size
-        batch, frames = frame_index.shape
-        frame_mask = frame_index >= 0
-        safe = frame_index.clamp(min=0)
-        rows = torch.arange(batch, device=memory.device)[:, None]
-        tokens = memory[rows, safe // group_size] + self.memory_phase(safe % group_size)[:, :, None]  # [B, S, N, C]
-        times = frame_times.gather(1, safe)
-        mask = None if bool(frame_mask.all()) else frame_mask
-        if not self.config.pruning:
-            tubes = self.spatial_decoder(queries.interactive, tokens, times, frame_mask=mask)
-            return Localisation(tubes, None, None, None)
-        flat = tokens.flatten(0, 1)
-        pruned = self.pruner(flat, queries.aggregated, return_scores=self.training)
-        shape = (batch, frames)
-        weight = pruned.score.float().softmax(-1)
-        reference = (weight[..., None] * centres[pruned.index]).sum(-2).to(memory.dtype)
-        tubes = self.spatial_decoder(
-            queries.interactive,
-            pruned.tokens.unflatten(0, shape),
-            times,
-            reference=reference.unflatten(0, shape),
-            bias=pruned.log_gate.unflatten(0, shape) if self.config.gate else None,
-            frame_mask=mask,
-        )
-        scores = None if pruned.scores is None else pruned.scores.unflatten(0, shape)
-        return Localisation(tubes, scores, pruned.index.unflatten(0, shape), pruned.score.unflatten(0, shape))
-
-    def relevance_logits(self, group_states: torch.Tensor, group_ends: torch.Tensor) -> torch.Tensor:
-        """Dense alignment `[B, T]` from the LLM states of each group `[B, G, n, D]` and at its end `[B, G, D]`."""
-        pooled = torch.cat([group_states.mean(2), group_ends], dim=-1)
-        return self.dense_alignment(pooled.to(self.spatial_dtype)).flatten(1)
-
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -302,8 +220,16 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
         frame_index: torch.Tensor,
         labels: torch.Tensor | None = None,
         hidden_answer: torch.Tensor | None = None,
+        targets: GroundingTargets | Mapping[str, torch.Tensor] | None = None,
+        *,
+        return_loss: bool = True,
+        output_hidden_states: bool | int | Sequence[int] | None = None,
+        output_attentions: bool | None = None,
     ) -> BridgeSTGOutput:
         """One teacher-forced pass: text, video, answer and bridging tokens in, everything the losses need out.
+
+        With labels in `labels`, `targets` or both, `loss` is `self.loss_function(output, targets)`: `grounding_loss`
+        with its default weights, until another function is assigned.
 
         Args:
             input_ids: int64 `[B, L]`, ending in M bridging tokens a row (right padding).
@@ -314,63 +240,44 @@ class BridgeSTGForVideoGrounding(BackboneMixin, GroundingMixin, BridgeSTGPreTrai
             labels: `[B, L]`, -100 where no loss; None for no language-model loss.
             hidden_answer: bool `[B, L]`, tokens the bridging tokens must not see (answer dropout). Needs an attention
                 implementation that takes a dense mask (sdpa or eager).
+            targets: true times and boxes, `GroundingTargets` or its fields in a dict; None for the answer's loss alone.
+            return_loss: False leaves `loss` out, for a caller that computes its own.
+            output_hidden_states: whether to return those of the LLM, or which; None takes the configuration's choice.
+            output_attentions: whether to return the LLM's; as in transformers, only the attention implementation
+                "eager" has any.
 
         Raises:
-            ValueError: the clips differ in rows or columns, or `hidden_answer` hides anything from flash attention.
+            ValueError: the clips differ in rows or columns, `input_ids` lacks bridging tokens in a row or a token for
+                each visual token of the clips, or `hidden_answer` hides anything from flash attention.
         """
+        attention = self.config.backbone_config.text_config._attn_implementation
+        want_attentions = self.config.output_attentions if output_attentions is None else output_attentions
+        want_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         visual = self.encode_video(pixel_values, video_grid_thw)
         bridge = self.bridge_token_mask(input_ids)
         position_ids, _ = self.position_ids(input_ids, attention_mask, visual.grid)
         mask: Any = attention_mask
-        attention = self.config.backbone_config.text_config._attn_implementation
         if hidden_answer is not None and ("flash" not in attention or bool(hidden_answer.any())):
             visible = _bridge_mask(attention_mask, bridge, hidden_answer)
             mask = self.family.dense_mask(visible, attention, visual.merged.dtype)
         clips = [visual.tokens(clip) for clip in range(len(input_ids))]
-        hidden_states, _ = self.read_prompt(
-            input_ids, clips, position_ids=position_ids, attention_mask=mask, use_cache=False
+        options = {"output_attentions": True} if want_attentions else {}
+        hidden_states, language = self.read_prompt(
+            input_ids, clips, position_ids=position_ids, attention_mask=mask, use_cache=False, **options
         )
-        with torch.autocast(input_ids.device.type, enabled=False):  # the spatial half stays in float32
-            group_states, group_ends = self.group_states(input_ids, hidden_states[-1], visual)
-            memory = self.visual_memory(visual, group_states)
-            centres = self.memory_centres(visual.grid, memory.device)
-            queries = self.bridge_queries(hidden_states, bridge)
-            located = self.localise(queries, memory, centres, frame_index, frame_times)
-            group_size = self.config.backbone_config.vision_config.temporal_patch_size
-            output = BridgeSTGOutput(
-                boxes=located.tubes.boxes,
-                presence=located.tubes.presence,
-                token_scores=located.token_scores,
-                token_centres=centres,
-                frame_mask=visual.frame_mask(group_size),
-            )
-            if self.config.dense_alignment:
-                output.relevance = self.relevance_logits(group_states, group_ends)
-            if self.config.frame_contrast:
-                contrast = self.frame_contrast(queries.aggregated, memory.mean(2))
-                output.contrast = contrast.repeat_interleave(group_size, dim=1)
+        with torch.autocast(input_ids.device.type, enabled=False):  # the spatial half stays in its own dtype
+            output = self._locate(input_ids, hidden_states, visual, frame_index, frame_times)
         if labels is not None:
             target = F.pad(labels[:, 1:], (0, 1), value=-100)
             chosen = target != -100
             output.answer_logits = self.backbone.lm_head(hidden_states[-1][chosen])
             output.answer_targets = target[chosen]
+        if return_loss and (labels is not None or targets is not None):
+            wanted = GroundingTargets(**targets) if isinstance(targets, Mapping) else targets
+            output.loss = self.loss_function(output, wanted)
+        output.hidden_states = _chosen_states(hidden_states, want_states)
+        output.attentions = language.attentions if want_attentions else None
         return output
-
-    def bridge_token_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """True at the bridging tokens, same shape as `input_ids`."""
-        first = self.config.bridge_token_id
-        if first is None:
-            raise ValueError("bridge_token_id must be set in the configuration: the id of <|bridge_0|>, got None.")
-        return (input_ids >= first) & (input_ids < first + self.config.bridge_tokens)
-
-    def group_states(
-        self, input_ids: torch.Tensor, states: torch.Tensor, visual: VisualTokens
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """LLM states at the visual tokens `[B, G, n, D]` and at each group's `<|vision_end|>` `[B, G, D]`."""
-        backbone = self.config.backbone_config
-        inside = states[input_ids == backbone.video_token_id].unflatten(0, (-1, visual.merged.shape[2]))
-        ends = states[input_ids == backbone.vision_end_token_id]
-        return pad_groups(inside, visual.groups), pad_groups(ends, visual.groups)
 
 
 def _bridge_mask(attention_mask: torch.Tensor, bridge: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -381,3 +288,18 @@ def _bridge_mask(attention_mask: torch.Tensor, bridge: torch.Tensor, hidden: tor
     visible = visible & ~(bridge[:, :, None] & hidden[:, None])
     visible = visible | torch.eye(length, dtype=torch.bool, device=attention_mask.device)
     return visible[:, None]
+
+
+def _chosen_states(states: tuple[torch.Tensor, ...], choice: bool | int | Sequence[int]) -> Any:
+    """All for True, None for False; else the tuple with None in place of those that were not asked for."""
+    if isinstance(choice, bool):
+        return states if choice else None
+    wanted = {i % len(states) for i in ([choice] if isinstance(choice, int) else choice) if abs(i) <= len(states)}
+    return tuple(state if i in wanted else None for i, state in enumerate(states))
+
+
+class _SmallEmbedding(nn.Embedding):
+    """An embedding that starts near zero: what it tells apart is nearly the same at first."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)

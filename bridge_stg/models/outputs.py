@@ -29,9 +29,10 @@ class Localisation(NamedTuple):
 
 @dataclass
 class BridgeSTGOutput(ModelOutput):
-    """Training-time outputs. B clips, T frames, G temporal groups, S spatial frames, M hypotheses, L layers.
+    """Outputs of a teacher-forced pass. B clips, T frames, G temporal groups, S spatial frames, M hypotheses, L layers.
 
     Attributes:
+        loss: scalar, the weighted sum of all terms that have a label; None without one.
         answer_logits: `[n, V]`, at the positions whose label is not -100, or None without labels.
         answer_targets: `[n]`, the labels at these positions.
         relevance: `[B, T]` logits of dense alignment: is frame t inside the event?
@@ -42,8 +43,11 @@ class BridgeSTGOutput(ModelOutput):
         token_centres: `[N, 2]`, (x, y) in [0, 1].
         frame_mask: bool `[B, T]`, False at the padding of shorter clips, where `relevance` and `contrast` mean
             nothing; None without padding.
+        hidden_states: of the LLM where asked for, embeddings first, the last one normalised; each `[B, L, D]`.
+        attentions: of the LLM's layers where asked for, each `[B, heads, L, L]`.
     """
 
+    loss: torch.Tensor | None = None
     answer_logits: torch.Tensor | None = None
     answer_targets: torch.Tensor | None = None
     relevance: torch.Tensor | None = None
@@ -53,3 +57,5 @@ class BridgeSTGOutput(ModelOutput):
     token_scores: torch.Tensor | None = None
     token_centres: torch.Tensor | None = None
     frame_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None

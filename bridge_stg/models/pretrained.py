@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from .backbones import BackboneFamily, family_of
 from .configuration_bridge_stg import BridgeSTGConfig
 from .processing_bridge_stg import BridgeSTGProcessor
 from .processor_settings import check_processor_settings
+from .saved_folder import one_line, read_json
 
 _IMAGE_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -121,7 +121,7 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
             folder = Path(snapshot_download(str(name_or_folder), allow_patterns=_WANTED_FILES))
         except Exception as error:  # a dozen kinds, from a malformed name to no network
             raise ModelError(
-                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {_first_line(error)}"
+                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {one_line(error)}"
             ) from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json.")
@@ -138,7 +138,7 @@ def read_config(folder: Path) -> tuple[PreTrainedConfig, BackboneFamily]:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True), family
     except Exception as error:
-        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {_first_line(error)}") from error
+        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}") from error
 
 
 def read_weights(
@@ -165,7 +165,7 @@ def read_weights(
             **options,
         )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
-        raise ModelError(f"The weights in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(f"{folder} is incomplete: its weights lack {len(missing)} tensors, such as {missing[0]}.")
     return backbone
@@ -223,7 +223,7 @@ def _tokenizer(folder: Path, config: Any, bridge_tokens: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
     expected = {
         "<|video_pad|>": config.video_token_id,
         "<|vision_start|>": config.vision_start_token_id,
@@ -246,7 +246,7 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
     """What the chat template writes before and after the content of a single user turn."""
     template = tokenizer.chat_template
     if template is None and (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text()
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
     if template is None and (folder / "chat_template.json").is_file():
         template = read_json(folder / "chat_template.json").get("chat_template")
     if template is None:
@@ -255,7 +255,7 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
     try:
         text = tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja's errors, or a template that wants something else
-        raise ModelError(f"The chat template in {folder} cannot be used: {_first_line(error)}") from error
+        raise ModelError(f"The chat template in {folder} cannot be used: {one_line(error)}") from error
     before, found, after = text.partition(_SENTENCE)
     if not found:
         raise ModelError(f"The chat template in {folder} leaves out the user's text.")
@@ -280,22 +280,3 @@ def add_embedding_rows(backbone: Any, first: int, count: int) -> None:
             known = weight[:first].float()
             noise = torch.randn(count, weight.shape[1], generator=generator).to(weight.device)
             weight[first : first + count] = (known.mean(0) + 0.01 * known.std(0) * noise).to(weight.dtype)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ModelError: missing, or no JSON object.
-    """
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {_first_line(error)}") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} cannot be read: it holds no JSON object.")
-    return values
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

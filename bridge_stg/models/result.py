@@ -15,7 +15,7 @@ class TubeEntry:
 
     Attributes:
         frame: 0-based source frame.
-        time: its time in seconds, from the stream's timestamps.
+        time: its time in seconds on the file's own clock.
         box: (x1, y1, x2, y2) in original pixels.
         presence: probability in [0, 1] that the event is on in this frame.
         interpolated: True when the frame was not decoded and the box lies between two that were.
@@ -58,12 +58,15 @@ class KeptTokens:
 class GroundingResult:
     """When and where a sentence happens in a video.
 
+    All times are on the file's own clock, as players show them: where the sound begins before the picture, the first
+    frame is not at 0. Frames are counted from the first one.
+
     Attributes:
         video, sentence: what was asked.
         interval: (start, end) in seconds, end exclusive.
         interval_source: "text" when the generated answer gave the interval, "presence" when the presence curve did.
         confidence: mean presence over the interval, in [0, 1].
-        answer: the generated text.
+        answer: the generated text; its times count from the first frame.
         fps, width, height, frame_count: of the source video (mean frame rate).
         tube: one entry per source frame inside the interval, ascending.
         presence: the presence curve over the decoded frames of the whole clip.
@@ -86,10 +89,15 @@ class GroundingResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, ready for `json.dumps`."""
-        return json.loads(json.dumps(asdict(self)))
+        return json.loads(json.dumps(asdict(self), allow_nan=False))
 
     def to_json(self, indent: int | None = None) -> str:
-        return json.dumps(asdict(self), indent=indent)
+        """`to_dict` as JSON that every strict parser takes.
+
+        Raises:
+            ValueError: a number is NaN or infinite, which no result of `ground` holds.
+        """
+        return json.dumps(asdict(self), indent=indent, allow_nan=False)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> GroundingResult:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import groupby
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ class BatchedVisionAttention(nn.Module):
     of different frame sizes take one call each. Flash attention takes `cu_seqlens` itself and keeps the stock path.
     """
 
+    stock: ClassVar[Any]
     config: Any
     qkv: nn.Linear
     proj: nn.Linear
@@ -48,6 +49,10 @@ class BatchedVisionAttention(nn.Module):
             start = stop
         return self.proj(torch.cat(attended))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by the stock class, because the class itself is made at run time."""
+        return _unfilled, (self.stock,), self.__dict__
+
 
 def batch_vision_attention(visual: nn.Module) -> None:
     """Switch every attention of a Qwen vision tower to the batched one, in place; weights unchanged."""
@@ -61,4 +66,9 @@ def batch_vision_attention(visual: nn.Module) -> None:
 
 @cache
 def _batched(stock: Any) -> Any:
-    return type(f"Batched{stock.__name__}", (BatchedVisionAttention, stock), {})
+    return type(f"Batched{stock.__name__}", (BatchedVisionAttention, stock), {"stock": stock})
+
+
+def _unfilled(stock: Any) -> Any:
+    batched = _batched(stock)
+    return batched.__new__(batched)

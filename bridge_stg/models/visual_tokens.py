@@ -51,8 +51,8 @@ def pad_groups(packed: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
 
 
 def patch_centres(rows: int, columns: int, merge: int) -> torch.Tensor:
-    """(x, y) in [0, 1] of every patch in the processor's merge-block order, `[rows * columns, 2]`."""
+    """(x, y) in [0, 1] of every patch in the processor's merge-block order, fp32 `[rows * columns, 2]`."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    centres = torch.stack([(x + 0.5) / columns, (y + 0.5) / rows], dim=-1)
+    centres = torch.stack([(x.float() + 0.5) / columns, (y.float() + 0.5) / rows], dim=-1)
     blocks = centres.reshape(rows // merge, merge, columns // merge, merge, 2)
     return blocks.permute(0, 2, 1, 3, 4).reshape(-1, 2)

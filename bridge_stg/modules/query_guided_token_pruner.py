@@ -112,7 +112,11 @@ class QueryGuidedTokenPruner(nn.Module):
         self.gate: Gate = gate
         self.query_proj = nn.Linear(query_dim, score_dim, bias=False, device=device, dtype=dtype)
         self.token_proj = nn.Linear(token_dim, score_dim, bias=False, device=device, dtype=dtype)
-        self.gate_bias = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
+        self.gate_bias = nn.Parameter(torch.empty(1, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gate_bias)
 
     def keep_count(self, size: int) -> int:
         """Tokens kept of a segment of `size`."""

@@ -46,8 +46,14 @@ class SemanticBridge(nn.Module):
         self.multi_layer = multi_layer
         self.norms = nn.ModuleList(nn.RMSNorm(hidden_dim) for _ in range(num_layers))
         self.projections = nn.ModuleList(nn.Linear(hidden_dim, query_dim) for _ in range(num_layers))
-        self.layer_embedding = nn.Parameter(torch.zeros(num_layers, query_dim))
-        self.layer_logits = nn.Parameter(torch.zeros(num_layers))
+        self.layer_embedding = nn.Parameter(torch.empty(num_layers, query_dim))
+        self.layer_logits = nn.Parameter(torch.empty(num_layers))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """All layers weigh the same at first."""
+        nn.init.zeros_(self.layer_embedding)
+        nn.init.zeros_(self.layer_logits)
 
     def forward(self, hidden_states: Sequence[torch.Tensor]) -> BridgeQueries:
         """Project the states of L layers.

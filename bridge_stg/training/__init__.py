@@ -1,10 +1,10 @@
 """Losses, tube matching, the Trainer subclass, and YAML configurations."""
 
+from ..models.losses import GroundingTargets, LossWeights, grounding_losses
 from .batching import ClipShape, LengthAwareBatches
 from .building import build_model
 from .config import TrainingConfig, load_config, shipped_configs
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
-from .losses import GroundingTargets, LossWeights, grounding_losses
 from .progress import TrainingProgress
 from .run import train
 from .stream import GroundingStream

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
 from ..models.adapters import LORA_TARGETS
-from .losses import LossWeights
+from ..models.losses import LossWeights
 
 
 @dataclass

@@ -13,9 +13,9 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from ..errors import SampleError
+from ..models.losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
 from ..models.visual_tokens import frame_mask
 from .checkpoints import STAGING, clear_staging, publish
-from .losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
 from .sharding import layers_to_shard, load_sharded_optimizer, mixed_precision, shard_on_cpu_too, shard_spatial_half
 
 
@@ -167,7 +167,7 @@ class BridgeSTGTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         targets = GroundingTargets(**inputs.pop("targets"))
-        output = model(**inputs)
+        output = model(**inputs, return_loss=False)
         matched = self.match_after is not None and self.state.global_step >= self.match_after
         weights = self.loss_weights(self.state.global_step)
         sums = loss_sums(output, targets, weights, match_one=matched)

@@ -1,5 +1,6 @@
 """From a file to a typed result: intervals, tubes at every source frame, odd videos."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -157,6 +158,90 @@ def test_a_batch_of_files_grounds_as_one_by_one(make_model, tmp_path):
     assert model.ground_batch([], []) == []
     with pytest.raises(SampleError, match="got 4 videos and 1 sentences"):
         model.ground_batch(videos, ["red"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7])
+@pytest.mark.parametrize("source", ["text", "presence"])
+def test_odd_numbers_of_frames_give_no_empty_interval(make_model, tmp_path, count, source, monkeypatch):
+    """The frame that the processor repeats is no frame of the clip: no time of its own, no token, no presence."""
+    path = write_clip(tmp_path / "odd.mp4", count, fps=4)
+    model = make_model(interval_source=source)
+    for rising in (False, True):  # the last frame is the longest run, or the peak
+
+        def presence(self, rising=rising):
+            lengths = self.lengths
+            curves = [np.linspace(0.1, 0.4, n) + 0.5 * (np.arange(n) == n - 1) * rising for n in lengths]
+            return curves, torch.zeros(len(lengths), dtype=torch.long)
+
+        monkeypatch.setattr("bridge_stg.models.grounding.SpatialPass.presence", presence)
+        result = model.ground(path, "what moves left?")
+        check(result, probe(path))
+        assert [point.frame for point in result.presence] == list(range(count))
+        assert len({kept.frame for kept in result.kept_tokens}) == len(result.kept_tokens)
+
+
+def test_padding_frames_change_no_prediction(make_model):
+    model = make_model()
+    frames, times = torch.randint(0, 255, (5, 64, 64, 3), dtype=torch.uint8), [0.0, 0.25, 0.5, 0.75, 1.0]
+    padded = torch.cat([frames, frames[-1:], frames[-1:], frames[-1:]]), [*times, 1.0, 1.0, 1.0]
+    plain, other = model.predict([frames, padded[0]], [times, padded[1]], ["red"] * 2, durations=[1.25] * 2)
+    assert len(plain.presence) == len(other.presence) == 5
+    np.testing.assert_allclose(plain.presence, other.presence, atol=1e-5)
+    assert plain.frames.tolist() == other.frames.tolist()
+
+
+@pytest.mark.parametrize(
+    ("times", "duration", "message"),
+    [
+        ([0.0, 0.5, 0.25, 1.0], 2.0, r"times\[0\] must ascend and be finite"),
+        ([0.0, 0.5, 0.5, 1.0], 2.0, r"times\[0\] must ascend and be finite"),
+        ([0.0, float("nan"), 0.5, 1.0], 2.0, r"times\[0\] must ascend and be finite"),
+        ([0.0, 0.5, 1.0], 2.0, r"times\[0\] must have one time for each of 4 frames, got 3"),
+        ([0.0, 0.25, 0.5, 1.0], 1.0, r"durations\[0\] must be behind the last frame at 1.0 s, got 1.0"),
+        ([0.0, 0.25, 0.5, 1.0], float("inf"), r"durations\[0\] must be behind the last frame"),
+    ],
+)
+def test_times_that_no_clip_has(make_model, times, duration, message):
+    with pytest.raises(ValueError, match=message):
+        make_model().predict([torch.zeros(4, 64, 64, 3, dtype=torch.uint8)], [times], ["red"], durations=[duration])
+
+
+@pytest.mark.parametrize(
+    ("part", "what"),
+    [("presence_heads", "presence values"), ("box_heads", "boxes"), ("backbone.model.visual", "presence values")],
+)
+def test_weights_that_are_nan_give_no_result(make_model, tmp_path, part, what):
+    path = write_clip(tmp_path / "a.mp4", 8, fps=4)
+    model = make_model()
+    for name, parameter in model.named_parameters():
+        if part in name:
+            parameter.data.fill_(torch.nan)
+    with pytest.raises(SampleError, match=f"The model's {what} .* not finite numbers"):
+        model.ground(path, "red")
+
+
+def test_json_is_strict(make_model, tmp_path):
+    result = make_model().ground(write_clip(tmp_path / "a.mp4", 8, fps=4), "red")
+    with pytest.raises(ValueError, match="JSON"):
+        dataclasses.replace(result, confidence=float("nan")).to_json()
+    with pytest.raises(ValueError, match="JSON"):
+        dataclasses.replace(result, interval=(0.0, float("inf"))).to_dict()
+
+
+def test_answers_are_on_the_clock_of_the_file(make_model, tmp_path, monkeypatch):
+    """A picture that begins 5 s after the sound: the model sees the same clip, the answer is told 5 s later."""
+    path = write_clip(tmp_path / "a.mp4", 16, fps=8)
+    model = make_model()
+    plain = model.ground(path, "what moves left?")
+    late = dataclasses.replace(probe(path), start_time=5.0)
+    monkeypatch.setattr("bridge_stg.models.grounding.probe", lambda video: late)
+    shifted = model.ground(path, "what moves left?")
+    assert shifted.interval == tuple(edge + 5 for edge in plain.interval)
+    assert [entry.time for entry in shifted.tube] == [entry.time + 5 for entry in plain.tube]
+    assert [point.time for point in shifted.presence] == [point.time + 5 for point in plain.presence]
+    assert [entry.box for entry in shifted.tube] == [entry.box for entry in plain.tube]
+    assert [entry.frame for entry in shifted.tube] == [entry.frame for entry in plain.tube]
+    assert shifted.answer == plain.answer and shifted.confidence == plain.confidence
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from ..models.modeling_bridge_stg import BridgeSTGOutput
 from ..modules.boxes import cxcywh_to_xyxy, pairwise_iou_giou
 from ..modules.frame_contrast import FrameContrast
 from .matcher import select_hypotheses
+from .outputs import BridgeSTGOutput
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,35 @@ def grounding_losses(
     centres = torch.empty(0, 2) if output.token_centres is None else output.token_centres
     counts = count_labels(targets, answers, output.frame_mask, centres.to(targets.boxes.device))
     return mean_losses(loss_sums(output, targets, weights, match_one=match_one), LabelCounts(*counts.tolist()))
+
+
+def grounding_loss(
+    output: BridgeSTGOutput,
+    targets: GroundingTargets | None = None,
+    weights: LossWeights | None = None,
+    match_one: bool = False,
+) -> torch.Tensor | None:
+    """The weighted sum of `grounding_losses`; what `BridgeSTGForVideoGrounding.forward` returns as `loss`.
+
+    `model.loss_function = functools.partial(grounding_loss, match_one=True)` changes it.
+
+    Args:
+        targets: None where only the answer has labels.
+        weights: None takes the defaults.
+
+    Returns:
+        scalar; None where the batch has no label.
+    """
+    weights = weights or LossWeights()
+    if targets is not None:
+        losses = grounding_losses(output, targets, weights, match_one=match_one)
+    elif output.answer_logits is not None and output.answer_targets is not None and len(output.answer_targets):
+        losses = {"language": F.cross_entropy(output.answer_logits.float(), output.answer_targets)}
+    else:
+        losses = {}
+    if not losses:
+        return None
+    return torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
 
 
 def mean_losses(sums: Sums, counts: LabelCounts, share: float = 1.0) -> dict[str, torch.Tensor]:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from bridge_stg.models import BridgeSTGOutput
+from bridge_stg.models.matcher import select_hypotheses
 from bridge_stg.training import GroundingTargets, LossWeights, grounding_losses
-from bridge_stg.training.matcher import select_hypotheses
 
 L, B, S, M, T = 2, 2, 3, 2, 4
 

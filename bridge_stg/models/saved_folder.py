@@ -1,0 +1,114 @@
+"""What a folder of `save_pretrained` must hold, and how its files are read: one sentence for each way to be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import ConfigError, ModelError
+from .configuration_bridge_stg import BridgeSTGConfig
+from .processing_bridge_stg import BridgeSTGProcessor
+
+# `save_pretrained` writes every field. These came after the first saved models; without another, a default would
+# silently take the place of what the model was trained with.
+_LATER_FIELDS = ("separate_bridge_embeddings", "backbone_name", "backbone_fingerprint")
+_PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ModelError: missing, or no JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+    except RecursionError as error:
+        raise ModelError(f"{path} cannot be read: its brackets are nested too deeply.") from error
+    if not isinstance(values, dict):
+        raise ModelError(f"{path} cannot be read: it holds no JSON object.")
+    return values
+
+
+def read_saved_config(folder: Path) -> BridgeSTGConfig:
+    """The configuration of a saved model, every field checked.
+
+    Raises:
+        ModelError: the file is missing or broken, of another kind of model, or a field is missing or wrong.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ModelError(f"{folder} is not a model folder: it has no config.json.")
+    values = read_json(path)
+    if values.get("model_type", BridgeSTGConfig.model_type) != BridgeSTGConfig.model_type:
+        kind = values["model_type"]
+        raise ModelError(f"{folder} holds a {kind!r} model, not a {BridgeSTGConfig.model_type} one.")
+    for name in ("model_type", *BridgeSTGConfig.field_names()):
+        if values.get(name) is None and name not in _LATER_FIELDS:
+            raise ModelError(f"{path} is incomplete: it has no {name}.")
+    for name in ("dtype", "torch_dtype"):
+        if (value := values.get(name)) is not None and not is_dtype(value):
+            raise ModelError(f"{path} is wrong: {name} must be one of torch's, got {value!r}.")
+    try:
+        return BridgeSTGConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # ours is a ValueError; the backbone's classes raise a dozen kinds
+        raise ModelError(f"{path} is wrong: {one_line(error)}") from error
+
+
+def read_saved_processor(folder: Path, config: BridgeSTGConfig) -> BridgeSTGProcessor:
+    """The processor saved beside a model.
+
+    Raises:
+        ModelError: a file is missing or broken, or the processor belongs to another model.
+    """
+    for name in _PROCESSOR_FILES:
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} is incomplete: it has no {name}.")
+    read_json(folder / _PROCESSOR_FILES[0])
+    try:
+        processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
+    except (ModelError, ConfigError):
+        raise
+    except Exception as error:  # tokenizers and transformers raise a dozen kinds here
+        raise ModelError(f"The processor in {folder} cannot be loaded: {one_line(error)}") from error
+    check_processor(processor, config, folder)
+    return processor
+
+
+def check_processor(processor: BridgeSTGProcessor, config: BridgeSTGConfig, source: Any) -> None:
+    """Refuse a processor whose patches or tokens are not those of the model.
+
+    Raises:
+        ModelError: naming what differs.
+    """
+    vision, token_id = config.backbone_config.vision_config, processor.tokenizer.convert_tokens_to_ids
+    pairs = {
+        "patch_size": (processor.patch_size, vision.patch_size),
+        "temporal_patch_size": (processor.temporal_patch_size, vision.temporal_patch_size),
+        "merge_size": (processor.merge_size, vision.spatial_merge_size),
+        "bridge_tokens": (processor.bridge_tokens, config.bridge_tokens),
+        "id of <|bridge_0|>": (token_id("<|bridge_0|>"), config.bridge_token_id),
+        "id of <|video_pad|>": (token_id("<|video_pad|>"), config.backbone_config.video_token_id),
+        "id of <|vision_end|>": (token_id("<|vision_end|>"), config.backbone_config.vision_end_token_id),
+    }
+    for name, (found, wanted) in pairs.items():
+        if found != wanted:
+            raise ModelError(
+                f"The processor in {source} is not that of the model: its {name} is {found!r}, the model's {wanted!r}."
+            )
+
+
+def is_dtype(name: Any) -> bool:
+    return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """The message of an error as one line, cut off behind `longest` characters."""
+    text = str(error).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be printed
+    text = " ".join(text.split()) or type(error).__name__
+    return text if len(text) <= longest else text[:longest] + "..."
