@@ -30,7 +30,7 @@ def check_memory(path: str, count: int, width: int, height: int) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be allocated: the least of the system, the control group and the process; None if unknown."""
+    """Bytes that system, control group and process still allow to allocate, the least of them; None if unknown."""
     return min(_limits(), default=None)
 
 

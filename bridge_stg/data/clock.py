@@ -82,7 +82,7 @@ def _fill(values: Sequence[int | None]) -> np.ndarray:
 
 def _is_sound(pts: np.ndarray, dts: np.ndarray, ordered: bool, longest: float | None) -> bool:
     steps = np.diff(dts)
-    if ordered and ((steps < 0).any() or (pts < dts).any()) or (longest is not None and (steps > longest).any()):
+    if (ordered and ((steps < 0).any() or (pts < dts).any())) or (longest is not None and (steps > longest).any()):
         return False
     order = np.argsort(pts, kind="stable")
     return bool((np.diff(pts[order]) > 0).all() and _displacement(order).max() <= MOST_REORDERED)
@@ -249,9 +249,9 @@ class _Repair:
         self.moved |= lost
 
     def _part(self, ticks: np.ndarray) -> int:
-        """Put equal times (ascending `ticks`, changed in place) a millisecond apart, or closer where there is no room."""
+        """Put equal ones of ascending `ticks`, in place, a millisecond apart, or closer where that is too far."""
         equal = 0
-        for place in np.flatnonzero(np.diff(ticks) <= 0) + 1:
+        for place in (np.flatnonzero(np.diff(ticks) <= 0) + 1).tolist():
             if ticks[place] > ticks[place - 1]:
                 continue
             later = np.flatnonzero(ticks[place:] > ticks[place - 1])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from PIL import Image
@@ -49,7 +49,7 @@ def orientation(file: MediaFile, frame: VideoFrame) -> tuple[bool, int]:
     if is_still(file.formats):
         return _EXIF.get(_exif_orientation(file.path), (False, 0))
     try:
-        matrix = frame.side_data.get(Type.DISPLAYMATRIX)
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # side data of a kind that this PyAV has no name for hides the rest
         return False, round(frame.rotation / 90) * 90 % 360
     if matrix is None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -31,7 +33,7 @@ _UNORDERED = frozenset(("avi", "mpeg", "vob"))
 
 @dataclass(frozen=True, eq=False)
 class VideoInfo:
-    """What `probe` learns of a video.
+    """What `probe` learns of a video. It can be given wherever a path is, and saves looking at the file again.
 
     Attributes:
         path: of the file.
@@ -73,23 +75,32 @@ class VideoInfo:
     repairs: tuple[str, ...] = ()
     start_time: float = 0.0
 
+    def __fspath__(self) -> str:
+        return self.path
 
-def probe(path: str | os.PathLike[str], stream: int | None = None) -> VideoInfo:
+    def __str__(self) -> str:
+        return self.path
+
+
+def probe(path: str | os.PathLike[str] | VideoInfo, stream: int | None = None) -> VideoInfo:
     """Read a video's frame times and key frames from its packets; decodes one frame, for size and orientation.
 
     Times come from the stream's timestamps, so that a variable frame rate is right. Where they contradict each
-    other they are repaired in that place only, and `VideoInfo.repairs` says how. What the container states is used
-    only where timestamps are absent, and to notice that the file was cut off. Nothing but the file itself is read,
-    whatever it refers to, and its name is never taken for an address or a pattern.
+    other they are repaired in that place only, and `VideoInfo.repairs` and the log say how. What the container
+    states is used only where timestamps are absent, and to notice that the file was cut off. Nothing but the file
+    itself is read, whatever it refers to, and its name is never taken for an address or a pattern.
 
     Args:
-        path: of a video, or of an image, which is a video of one frame.
+        path: of a video, or of an image, which is a video of one frame; a `VideoInfo` is returned as it is, unless
+            it is of another stream.
         stream: which of the video streams, from 0; None takes the one marked as default, else the first.
 
     Raises:
         VideoError: the file is missing, a folder, a pipe, empty, not a video, without that video stream, truncated,
             larger than memory, or without a usable time base.
     """
+    if isinstance(path, VideoInfo) and stream in (None, path.stream):
+        return path
     path = os.fsdecode(path)
     with open_media(path, stream) as file:
         info, begins_inside = _read_packets(file)
@@ -105,7 +116,15 @@ def probe(path: str | os.PathLike[str], stream: int | None = None) -> VideoInfo:
             if begins_inside:
                 info = _without_lead(info, tick, (later for later, _ in pictures))
     width, height = size[::-1] if rotation % 180 else size
+    if info.repairs:
+        _log_once(f"{printable(path)}: {'; '.join(info.repairs)}.")
     return replace(info, width=width, height=height, rotation=rotation, mirrored=mirrored)
+
+
+@functools.lru_cache(maxsize=1000)
+def _log_once(text: str) -> None:
+    """A video is looked at many times in a training run."""
+    logging.getLogger(__name__).warning(text)
 
 
 def decode_frames(video: str | os.PathLike[str] | VideoInfo, frame_index: Iterable[int]) -> torch.Tensor:
@@ -125,7 +144,7 @@ def decode_frames(video: str | os.PathLike[str] | VideoInfo, frame_index: Iterab
         VideoError: as `probe`, or the file ends or breaks before a needed frame.
         ValueError: a frame is out of range.
     """
-    info = video if isinstance(video, VideoInfo) else probe(video)
+    info = probe(video)
     wanted = np.asarray(list(frame_index), dtype=np.int64)
     if wanted.size and (wanted.min() < 0 or wanted.max() >= info.frame_count):
         raise ValueError(f"frame_index must be in 0..{info.frame_count - 1}, got {wanted.min()}..{wanted.max()}")
@@ -156,7 +175,7 @@ def frames(video: str | os.PathLike[str] | VideoInfo, strict: bool = True) -> It
     Raises:
         VideoError: as `decode_frames` of every frame.
     """
-    info = video if isinstance(video, VideoInfo) else probe(video)
+    info = probe(video)
     count = 0
     for _, array in _find_arrays(info, np.arange(info.frame_count), strict):
         yield array
@@ -178,9 +197,8 @@ def _damage(info: VideoInfo) -> str:
             decodable = sum(1 for _ in FrameReader(info, stack).pictures())
     except VideoError:
         decodable = 0
-    return (
-        f"{printable(info.path)} is truncated or damaged: only {decodable} of its {info.frame_count} frames can be decoded"
-    )
+    whole = f"{printable(info.path)} is truncated or damaged"
+    return f"{whole}: only {decodable} of its {info.frame_count} frames can be decoded"
 
 
 def _read_packets(file: MediaFile) -> tuple[VideoInfo, bool]:
@@ -322,5 +340,3 @@ def _mean_rate(times: np.ndarray, declared: float) -> float:
         return declared or 1.0
     measured = (len(times) - 1) / float(times[-1] - times[0])
     return declared if declared > 0 and abs(declared - measured) <= 0.01 * measured else measured
-
-

@@ -34,7 +34,8 @@ def write_video(
     Args:
         frames: at least one, each uint8 `[H, W, 3]` RGB, all of one size.
         fps: constant frame rate; or
-        times: seconds of each frame, ascending, at least one for each (variable frame rate).
+        times: seconds of each frame, ascending, at least one for each (variable frame rate); the first is at 0 in
+            the file.
 
     Raises:
         OutputError: the file cannot be written, or the encoder refuses the size.
@@ -44,8 +45,8 @@ def write_video(
     if (fps is None) == (times is None):
         raise ValueError("give exactly one of fps and times")
     clock = None if times is None else np.asarray(times, dtype=np.float64)
-    if clock is not None and (clock.ndim != 1 or (np.diff(clock) <= 0).any()):
-        raise ValueError("times must be one ascending list of seconds")
+    if clock is not None and (clock.ndim != 1 or not np.isfinite(clock).all() or (np.diff(clock) <= 0).any()):
+        raise ValueError("times must be one ascending list of finite seconds")
     if fps is not None:
         rate = Fraction(fps).limit_denominator(100_000)
     else:
@@ -68,9 +69,10 @@ def _encode(
     rate: Fraction,
 ) -> int:
     time_base = 1 / rate if clock is None else Fraction(1, 90_000)
-    count = 0
+    count, tick = 0, -1
     shape: tuple[int, ...] | None = None
-    with av.open(os.fspath(path), "w", format="mp4") as container:
+    # With the protocol and from the root, so that a colon in the name is none of an address.
+    with av.open(f"file:{os.path.abspath(path)}", "w", format="mp4") as container:
         stream: Any = None
         for frame in frames:
             array = np.ascontiguousarray(frame.numpy() if isinstance(frame, torch.Tensor) else frame)
@@ -83,7 +85,9 @@ def _encode(
                 raise ValueError(f"times must have a value for each frame, got only {len(clock)}")
             picture = VideoFrame.from_ndarray(array, format="rgb24")
             picture.time_base = time_base
-            picture.pts = count if clock is None else round((clock[count] - clock[0]) / time_base)
+            # Frames closer than a tick still come one after the other.
+            tick = count if clock is None else max(tick + 1, round((clock[count] - clock[0]) / time_base))
+            picture.pts = tick
             container.mux(stream.encode(picture))
             count += 1
         if stream is None:
