@@ -84,8 +84,22 @@ def _is_sound(pts: np.ndarray, dts: np.ndarray, ordered: bool, longest: float | 
     steps = np.diff(dts)
     if (ordered and ((steps < 0).any() or (pts < dts).any())) or (longest is not None and (steps > longest).any()):
         return False
+    if longest is not None and _is_late(pts, dts, _typical(steps, longest)).any():
+        return False
     order = np.argsort(pts, kind="stable")
     return bool((np.diff(pts[order]) > 0).all() and _displacement(order).max() <= MOST_REORDERED)
+
+
+def _typical(steps: np.ndarray, longest: float) -> float:
+    """Ticks from one packet to the next; 0 where there is none."""
+    usable = steps[(steps > 0) & (steps <= longest)]
+    return float(np.median(usable)) if len(usable) else 0.0
+
+
+def _is_late(pts: np.ndarray, dts: np.ndarray, step: float) -> np.ndarray:
+    """Which frames are shown later than reordering explains: after the packet `MOST_REORDERED` behind theirs."""
+    behind = np.minimum(np.arange(len(dts)) + MOST_REORDERED, len(dts) - 1)
+    return pts - np.median(pts - dts) > dts[behind] + MOST_REORDERED * step
 
 
 def _displacement(order: np.ndarray) -> np.ndarray:
@@ -114,9 +128,7 @@ class _Repair:
         self.pts, self.dts, self.duration, self.second = pts.copy(), dts.copy(), duration, second
         self.ordered, self.longest = ordered, np.inf if longest is None else longest
         self.unplaced = ~known
-        steps = np.diff(dts)
-        usable = steps[(steps > 0) & (steps <= self.longest)]
-        self.step = float(np.median(usable)) if len(usable) else second / 25
+        self.step = _typical(np.diff(dts), self.longest) or second / 25
         self.moved = np.zeros(len(pts), dtype=bool)
         self.restarts: list[int] = []
 
@@ -162,12 +174,12 @@ class _Repair:
 
     def _stray(self, break_: int) -> tuple[int, int] | None:
         """Packets [first, last) around a break that have left a hole as long as themselves; None at a restart."""
-        dts, found = self.dts, []
+        dts, found, count = self.dts, [], 0
         if dts[break_] < dts[break_ - 1]:
             # Those before the break that are ahead of it ...
             ahead = dts[:break_][::-1] >= dts[break_]
             count = int(ahead.argmin()) if not ahead.all() else break_
-            if (count == 1 and count == break_) or self._room(break_ - count - 1, break_):
+            if self._room(break_ - count - 1, break_):
                 found.append((break_ - count, break_))
         # ... or those behind it, until a packet goes on where the one before the break stopped.
         steps = dts[break_ + 1 :] - dts[break_ - 1]
@@ -176,7 +188,9 @@ class _Repair:
             last = break_ + 1 + int(goes_on.argmax())
             if self._room(break_ - 1, last):
                 found.append((break_, last))
-        return min(found, key=lambda part: part[1] - part[0]) if found else None
+        if not found and count == break_ == 1:  # the first packet of all is ahead of the second
+            found.append((0, 1))
+        return min(found, key=lambda part: part[1] - part[0], default=None)
 
     def _room(self, before: int, after: int) -> bool:
         """Whether the packets between two others fit into the time between them, and about fill it."""
@@ -221,6 +235,8 @@ class _Repair:
         lost = self.unplaced.copy()
         if self.ordered:
             lost |= self.pts < self.dts
+        if self.longest < np.inf:
+            lost |= _is_late(self.pts, self.dts, self.step)
         while True:
             kept = np.flatnonzero(~lost)
             if len(kept) <= len(self.pts) // 2:

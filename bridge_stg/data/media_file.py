@@ -87,10 +87,15 @@ class MediaFile:
 
     def packets(self) -> Iterator[Any]:
         """Packets of the stream in file order, from where the file stands, then the empty flush packet."""
-        for packet in self.container.demux(self.stream):
+        while True:
+            try:
+                for packet in self.container.demux(self.stream):
+                    self.check()
+                    yield packet
+            except IndexError:  # a stream that begins here, which PyAV does not know of; the next packet follows
+                continue
             self.check()
-            yield packet
-        self.check()
+            return
 
     def seek(self, timestamp: int) -> bool:
         """Go to the last key frame at or before a decoding time; False where the format cannot."""

@@ -233,7 +233,7 @@ def _read_packets(file: MediaFile) -> tuple[VideoInfo, bool]:
             f"{printable(path)} has a damaged clock: its {len(times)} frames span {duration:.0f} s, and a clip has at "
             f"most {_LONGEST:.0f} s."
         )
-    _check_complete(file, len(read), duration)
+    _check_complete(file, len(read), duration + max(0.0, (first or 0) * unit))
     origin = None if file.container.start_time is None else file.container.start_time / 1e6
     # A microsecond is the unit in which a container states its start.
     start_time = 0.0 if first is None or origin is None else max(0.0, round(first * unit - origin, 6))
@@ -308,7 +308,7 @@ def _declared_rate(file: MediaFile) -> float:
     return rate if 0 < rate <= _FASTEST else 0.0
 
 
-def _check_complete(file: MediaFile, read: int, duration: float) -> None:
+def _check_complete(file: MediaFile, read: int, end: float) -> None:
     """Compare what can be read with what the container promises, as strictly as each kind of file allows."""
     stream = file.stream
     if file.formats & {"mp4", "avi"}:
@@ -319,9 +319,9 @@ def _check_complete(file: MediaFile, read: int, duration: float) -> None:
             left = min(read, total - missing)
             raise VideoError(f"{printable(file.path)} is truncated: only {left} of its {total} frames are in it.")
     promised = _seconds(stream.metadata.get("DURATION", "")) if "matroska" in file.formats else 0.0
-    if promised - duration > max(0.5, 0.1 * promised):
+    if promised - end > max(0.5, 0.1 * promised):
         raise VideoError(
-            f"{printable(file.path)} is truncated: its frames end at {duration:.2f} s of {promised:.2f} s."
+            f"{printable(file.path)} is truncated: its frames end at {end:.2f} s of {promised:.2f} s."
         )
 
 
