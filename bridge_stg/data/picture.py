@@ -18,7 +18,7 @@ from .media_file import MediaFile, reason, sentences
 
 _BT709, _UNSPECIFIED = 1, 2  # as H.273 numbers colour matrices
 _COLOURS = {8: "YCgCo", 10: "BT.2020 constant luminance", 12: "chroma-derived", 13: "chroma-derived", 14: "ICtCp"}
-_HD_LINES = 720  # untagged video of so many lines is BT.709; below, BT.601
+HD_LINES = 720  # untagged video of so many lines is BT.709; below, BT.601
 _LONGEST_PIXEL = 10  # times a side of a pixel may be the other; more is damage
 _ORIENTATION = 0x0112  # the tag of EXIF
 # EXIF's orientations: (mirrored, counter-clockwise turn after that).
@@ -88,7 +88,7 @@ def to_rgb(
         VideoError: the conversion from the frame's colours is not known, or it does not fit in memory.
     """
     width, height = size[::-1] if rotation % 180 else size
-    if frame.colorspace == _UNSPECIFIED and frame.height >= _HD_LINES and not frame.format.is_rgb:
+    if frame.colorspace == _UNSPECIFIED and frame.height >= HD_LINES and not frame.format.is_rgb:
         frame.colorspace = _BT709
     with sentences(path):
         try:

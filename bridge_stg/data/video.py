@@ -103,7 +103,7 @@ def probe(path: str | os.PathLike[str] | VideoInfo, stream: int | None = None) -
         return path
     path = os.fsdecode(path)
     with open_media(path, stream) as file:
-        info, begins_inside = _read_packets(file)
+        info = _read_packets(file)
         check_memory(path, 1, file.stream.codec_context.width, file.stream.codec_context.height)
         pixel = pixel_shape(file)
         with ExitStack() as stack:
@@ -113,7 +113,7 @@ def probe(path: str | os.PathLike[str] | VideoInfo, stream: int | None = None) -
                 raise VideoError(f"{printable(path)} is damaged: none of its {info.frame_count} frames can be decoded.")
             mirrored, rotation = orientation(file, first)
             size = displayed_size(first.width, first.height, pixel)
-            if begins_inside:
+            if info.lead:
                 info = _without_lead(info, tick, (later for later, _ in pictures))
     width, height = size[::-1] if rotation % 180 else size
     if info.repairs:
@@ -201,8 +201,8 @@ def _damage(info: VideoInfo) -> str:
     return f"{whole}: only {decodable} of its {info.frame_count} frames can be decoded"
 
 
-def _read_packets(file: MediaFile) -> tuple[VideoInfo, bool]:
-    """All but size and orientation, and whether the stream begins inside a group of pictures."""
+def _read_packets(file: MediaFile) -> VideoInfo:
+    """All but size and orientation."""
     path, stream = file.path, file.stream
     read = [
         PacketMark(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
@@ -239,21 +239,19 @@ def _read_packets(file: MediaFile) -> tuple[VideoInfo, bool]:
     start_time = 0.0 if first is None or origin is None else max(0.0, round(first * unit - origin, 6))
     info = VideoInfo(path, 0, 0, fps, len(times), duration, times, stream=file.number, start_time=start_time)
     keys = [number for number, mark in enumerate(read) if mark.keyframe]
-    begins_inside = bool(keys) and keys[0] > 0
-    # The marks of AVI are not to be trusted so far.
-    info = replace(info, lead=keys[0] if begins_inside and "avi" not in file.formats else 0)
+    info = replace(info, lead=keys[0] if keys else 0)
     if clock is None:
-        return info, begins_inside
+        return info
     if clock.repairs:
         place = np.full(len(read), -1)
         place[[number for number, mark in enumerate(read) if not mark.discard]] = clock.place
         starts = sorted((int(place[number]), number) for number in keys if place[number] >= 0)
-        return replace(info, place=place, keyframes=tuple(starts), repairs=clock.repairs), begins_inside
+        return replace(info, place=place, keyframes=tuple(starts), repairs=clock.repairs)
     if not file.formats & _UNORDERED:
         marks = [read[number] for number in keys]
         starts = sorted((m.pts, m.pts if m.dts is None else m.dts) for m in marks if m.pts is not None)
         info = replace(info, pts=clock.ticks, keyframes=tuple(starts))
-    return info, begins_inside
+    return info
 
 
 def _stream_clock(file: MediaFile, shown: list[PacketMark]) -> Clock | None:
@@ -320,9 +318,7 @@ def _check_complete(file: MediaFile, read: int, end: float) -> None:
             raise VideoError(f"{printable(file.path)} is truncated: only {left} of its {total} frames are in it.")
     promised = _seconds(stream.metadata.get("DURATION", "")) if "matroska" in file.formats else 0.0
     if promised - end > max(0.5, 0.1 * promised):
-        raise VideoError(
-            f"{printable(file.path)} is truncated: its frames end at {end:.2f} s of {promised:.2f} s."
-        )
+        raise VideoError(f"{printable(file.path)} is truncated: its frames end at {end:.2f} s of {promised:.2f} s.")
 
 
 def _seconds(text: str) -> float:

@@ -11,13 +11,17 @@ import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace
 
 from ..errors import OutputError
 from ..files import atomic_path
+from .picture import HD_LINES
 
 # Visually lossless; the same bits on every processor and in every run, which x264's default does not promise.
 _OPTIONS = {"crf": "18", "preset": "fast", "x264-params": "cpu-independent=1"}
 _SMALL_FRAME = 256 * 256
+# What players take untagged video of so many lines for; so it is converted, and says so.
+_BT709 = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
 
 def write_video(
@@ -88,6 +92,8 @@ def _encode(
             # Frames closer than a tick still come one after the other.
             tick = count if clock is None else max(tick + 1, round((clock[count] - clock[0]) / time_base))
             picture.pts = tick
+            if shape[0] >= HD_LINES:
+                picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(picture))
             count += 1
         if stream is None:
@@ -98,7 +104,7 @@ def _encode(
 
 def _add_stream(container: Any, shape: tuple[int, ...], rate: Fraction, time_base: Fraction) -> Any:
     height, width = shape[:2]
-    stream = container.add_stream("libx264", rate=rate, options=dict(_OPTIONS))
+    stream = container.add_stream("libx264", rate=rate, options=_OPTIONS | (_BT709 if height >= HD_LINES else {}))
     stream.width, stream.height = width, height
     stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
     stream.time_base = stream.codec_context.time_base = time_base

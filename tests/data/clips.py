@@ -11,7 +11,9 @@ import av
 import numpy as np
 
 
-def remux(source: Path, target: Path, change: Callable[[list[Any], Fraction], list[Any] | None], **opening: Any) -> Path:
+def remux(
+    source: Path, target: Path, change: Callable[[list[Any], Fraction], list[Any] | None], **opening: Any
+) -> Path:
     """Copy the packets of a video; `change(packets, time_base)` moves them in place, or returns others."""
     with av.open(str(source)) as read, av.open(str(target), "w", **opening) as written:
         stream = read.streams.video[0]

@@ -12,7 +12,7 @@ from bridge_stg.data import decode_frames, frames, probe
 from bridge_stg.errors import VideoError
 
 from .clips import pes_stamps, read_stamp, remux, shifted, with_sound, write_stamp
-from .media import encode, numbered_frame, read_numbers
+from .media import encode, read_numbers
 
 TIMES = np.arange(60) / 25
 WRAP = 2**33
@@ -56,7 +56,9 @@ def test_a_clock_that_restarts_or_jumps_runs_on(clip, tmp_path, second):
     path.write_bytes(b"".join(parts))
     info = assert_whole(path, np.arange(120) / 25, tolerance=1e-3)
     assert info.duration == pytest.approx(4.8)
-    assert info.repairs == ("the clock restarts or jumps once (at frame 60), and the parts are put one after the other",)
+    assert info.repairs == (
+        "the clock restarts or jumps once (at frame 60), and the parts are put one after the other",
+    )
 
 
 def test_many_restarts(clip, tmp_path):
@@ -163,15 +165,19 @@ def _without_first(count):
 
 @pytest.mark.parametrize("suffix", ["ts", "mkv", "mp4"])
 def test_a_recording_that_begins_inside_a_group_of_pictures(clip, tmp_path, suffix):
+    with av.open(str(clip)) as source:
+        key = next(number for number, packet in enumerate(source.demux(video=0)) if packet.is_keyframe and number > 5)
     info = probe(remux(clip, tmp_path / f"cut.{suffix}", _without_first(5)))
-    assert info.frame_count == 48
-    assert read_numbers(frames(info)) == list(range(12, 60))
-    assert read_numbers(decode_frames(info, [47, 0, 20])) == [59, 12, 32]
-    np.testing.assert_allclose(info.times, np.arange(48) / 25, atol=2e-3)
+    assert info.frame_count == 60 - key
+    assert read_numbers(frames(info)) == list(range(key, 60))
+    assert read_numbers(decode_frames(info, [59 - key, 0, 20])) == [59, key, key + 20]
+    np.testing.assert_allclose(info.times, np.arange(60 - key) / 25, atol=2e-3)
     assert "are left out" in info.repairs[-1]
 
 
-@pytest.mark.parametrize(("suffix", "codec"), [("ts", "mpeg2video"), ("mpg", "mpeg2video"), ("avi", "mpeg4"), ("h264", "libx264")])
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("ts", "mpeg2video"), ("mpg", "mpeg2video"), ("avi", "mpeg4"), ("h264", "libx264")]
+)
 def test_frames_and_decode_frames_agree_on_a_cut_stream(tmp_path, suffix, codec):
     """Of open groups too, whose first frames need a picture before the key frame."""
     whole = encode(tmp_path / "whole.mkv", codec=codec, b_frames=2)
@@ -189,7 +195,7 @@ def test_frames_and_decode_frames_agree_on_damage_inside(tmp_path, suffix):
         spoiled = []
         for number, packet in enumerate(packets):
             if 13 <= number < 17:
-                broken = av.Packet(bytes(20) + bytes(packet)[20:] if number % 2 else b"\0" * packet.size)
+                broken = av.Packet(bytes(packet)[:12] + bytes(packet.size - 12))
                 broken.pts, broken.dts, broken.time_base = packet.pts, packet.dts, packet.time_base
                 packet = broken
             spoiled.append(packet)
@@ -211,8 +217,4 @@ def test_a_lost_end_is_an_error_unless_asked_to_stand_in(tmp_path):
     with pytest.raises(VideoError, match="can be decoded"):
         list(frames(info))
     lenient = read_numbers(frames(info, strict=False))
-    assert len(lenient) == 60 and lenient[:20] == list(range(20)) and len(set(lenient[-15:])) == 1
-
-
-def test_numbers_are_as_drawn():
-    assert read_numbers([numbered_frame(200)]) == [200]
+    assert len(lenient) == 60 and lenient[:10] == list(range(10)) and len(set(lenient[-15:])) == 1
