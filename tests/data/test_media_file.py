@@ -280,10 +280,13 @@ def test_a_failing_disk_is_one_sentence(clip, monkeypatch):
 
 
 def test_a_stream_that_begins_in_the_middle_is_passed_over(tmp_path):
-    first, second = encode(tmp_path / "a.ts", fps=4), with_sound(tmp_path / "b.ts", pictures=2)
+    first = encode(tmp_path / "a.ts", fps=4)
+    second = remux(first, tmp_path / "b.ts", lambda packets, base: None, options={"mpegts_start_pid": "512"})
     (tmp_path / "joined.ts").write_bytes(first.read_bytes() + second.read_bytes())
     info = probe(tmp_path / "joined.ts")
+    assert (info.frame_count, info.repairs) == (60, ())
     assert read_numbers(decode_frames(info, [3, 59])) == [3, 59]
+    assert read_numbers(frames(info)) == list(range(60))
 
 
 def test_an_output_is_never_the_source(clip, tmp_path):
