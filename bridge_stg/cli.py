@@ -77,9 +77,14 @@ def ground(
         int, typer.Option(min=1, help="Records of --manifest grounded at once; all their frames are in memory.")
     ] = 1,
     device: Device = "auto",
+    stream: Annotated[
+        int | None, typer.Option(min=0, help="Which of VIDEO's video streams, from 0; the default one when left out.")
+    ] = None,
 ) -> None:
     """Find [bold]when[/] and [bold]where[/] SENTENCE happens in VIDEO."""
     if manifest is not None:
+        if stream is not None:
+            raise typer.BadParameter("it is for one VIDEO.", param_hint="--stream")
         if video is not None or out is None:
             raise typer.BadParameter(
                 "it takes no VIDEO and SENTENCE, and needs --out FILE.jsonl.", param_hint="--manifest"
@@ -89,25 +94,26 @@ def ground(
     if video is None or sentence is None:
         raise typer.BadParameter("both are needed, unless there is a --manifest.", param_hint="VIDEO SENTENCE")
     from .data import probe
-    from .files import ensure_writable_folder, write_text
+    from .files import ensure_writable_folder, refuse_source, write_text
     from .models import load_model
     from .processes import own_device
     from .visualization import annotate_video, draw_strip
 
-    probe(video)
+    source = probe(video, stream)
     if out is not None:
+        refuse_source(video, *(out / name for name in ("annotated.mp4", "strip.png", "result.json")))
         ensure_writable_folder(out)
     with stderr.status("loading the model"):
         network = load_model(model).to(own_device(device))
     with stderr.status("grounding"):
-        result = network.ground(video, sentence, spatial_fps=spatial_fps)
+        result = network.ground(source, sentence, spatial_fps=spatial_fps)
     if result.interval_source == "presence" and network.config.interval_source == "text":
         stderr.print("The generated answer holds no readable interval; the presence curve gives it.")
     if out is not None:
         with progress_bar() as bar:
             task = bar.add_task("annotating", total=result.frame_count)
-            annotate_video(video, result, out / "annotated.mp4", progress=partial(advance, bar, task))
-        draw_strip(video, result, out / "strip.png")
+            annotate_video(source, result, out / "annotated.mp4", progress=partial(advance, bar, task))
+        draw_strip(source, result, out / "strip.png")
         write_text(out / "result.json", result.to_json(indent=2))
         stderr.print(f"wrote annotated.mp4, strip.png and result.json to {out}")
     if as_json:

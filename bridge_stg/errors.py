@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 
 class BridgeSTGError(Exception):
     """Base of every error that is the user's to fix; the command line turns it into exit code 1."""
 
 
 class VideoError(BridgeSTGError):
-    """A video is missing, empty, truncated, without a video stream or without a usable time base."""
+    """A video or image is missing, not a file, damaged, too large, or cannot be decoded for any other reason."""
 
 
 class SampleError(BridgeSTGError):
@@ -25,3 +27,9 @@ class OutputError(BridgeSTGError):
 
 class ConfigError(BridgeSTGError):
     """A training or model configuration has an unknown key or a value out of range."""
+
+
+def printable(path: str | os.PathLike[str]) -> str:
+    """A file name as a message shows it: on one line, and text also where its bytes are not."""
+    name = os.fspath(path)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)

@@ -111,7 +111,7 @@ def _look_at(video: str) -> VideoInfo | str | None:
     if not os.path.isfile(video):
         return None
     try:
-        return replace(probe(video), times=np.empty(0), pts=None, keyframes=())
+        return replace(probe(video), times=np.empty(0), pts=None, keyframes=(), place=None)
     except VideoError as error:
         return str(error)
 

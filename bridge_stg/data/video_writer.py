@@ -11,13 +11,17 @@ import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
+from av.video.reformatter import Colorspace
 
 from ..errors import OutputError
 from ..files import atomic_path
+from .picture import HD_LINES
 
 # Visually lossless; the same bits on every processor and in every run, which x264's default does not promise.
 _OPTIONS = {"crf": "18", "preset": "fast", "x264-params": "cpu-independent=1"}
 _SMALL_FRAME = 256 * 256
+# What players take untagged video of so many lines for; so it is converted, and says so.
+_BT709 = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
 
 def write_video(
@@ -34,7 +38,8 @@ def write_video(
     Args:
         frames: at least one, each uint8 `[H, W, 3]` RGB, all of one size.
         fps: constant frame rate; or
-        times: seconds of each frame, ascending, at least one for each (variable frame rate).
+        times: seconds of each frame, ascending, at least one for each (variable frame rate); the first is at 0 in
+            the file.
 
     Raises:
         OutputError: the file cannot be written, or the encoder refuses the size.
@@ -44,8 +49,8 @@ def write_video(
     if (fps is None) == (times is None):
         raise ValueError("give exactly one of fps and times")
     clock = None if times is None else np.asarray(times, dtype=np.float64)
-    if clock is not None and (clock.ndim != 1 or (np.diff(clock) <= 0).any()):
-        raise ValueError("times must be one ascending list of seconds")
+    if clock is not None and (clock.ndim != 1 or not np.isfinite(clock).all() or (np.diff(clock) <= 0).any()):
+        raise ValueError("times must be one ascending list of finite seconds")
     if fps is not None:
         rate = Fraction(fps).limit_denominator(100_000)
     else:
@@ -68,9 +73,10 @@ def _encode(
     rate: Fraction,
 ) -> int:
     time_base = 1 / rate if clock is None else Fraction(1, 90_000)
-    count = 0
+    count, tick = 0, -1
     shape: tuple[int, ...] | None = None
-    with av.open(os.fspath(path), "w", format="mp4") as container:
+    # With the protocol and from the root, so that a colon in the name is none of an address.
+    with av.open(f"file:{os.path.abspath(path)}", "w", format="mp4") as container:
         stream: Any = None
         for frame in frames:
             array = np.ascontiguousarray(frame.numpy() if isinstance(frame, torch.Tensor) else frame)
@@ -83,7 +89,11 @@ def _encode(
                 raise ValueError(f"times must have a value for each frame, got only {len(clock)}")
             picture = VideoFrame.from_ndarray(array, format="rgb24")
             picture.time_base = time_base
-            picture.pts = count if clock is None else round((clock[count] - clock[0]) / time_base)
+            # Frames closer than a tick still come one after the other.
+            tick = count if clock is None else max(tick + 1, round((clock[count] - clock[0]) / time_base))
+            picture.pts = tick
+            if shape[0] >= HD_LINES:
+                picture = picture.reformat(format=stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
             container.mux(stream.encode(picture))
             count += 1
         if stream is None:
@@ -94,7 +104,7 @@ def _encode(
 
 def _add_stream(container: Any, shape: tuple[int, ...], rate: Fraction, time_base: Fraction) -> Any:
     height, width = shape[:2]
-    stream = container.add_stream("libx264", rate=rate, options=dict(_OPTIONS))
+    stream = container.add_stream("libx264", rate=rate, options=_OPTIONS | (_BT709 if height >= HD_LINES else {}))
     stream.width, stream.height = width, height
     stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
     stream.time_base = stream.codec_context.time_base = time_base

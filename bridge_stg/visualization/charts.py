@@ -44,11 +44,18 @@ def draw_timeline(
     duration: float,
     colors: Colors,
     font_size: float,
+    start_time: float = 0.0,
 ) -> None:
-    """Presence curve over bars of the predicted and, where known, the true interval; 0 to `duration` s."""
+    """Presence curve over bars of the predicted and, where known, the true interval, over the whole clip.
+
+    Args:
+        duration: of the clip, seconds.
+        start_time: of its first frame on the file's own clock, which `result` is on; `sample` counts from that frame.
+    """
     rows = [("predicted", result.interval, colors.predicted)]
     if sample is not None and sample.interval is not None:
-        rows.append(("true", sample.interval, colors.true))
+        true_start, true_end = (edge + start_time for edge in sample.interval)
+        rows.append(("true", (true_start, true_end), colors.true))
     ticks, labels = [], []
     if result.presence:
         times = [point.time for point in result.presence]
@@ -63,13 +70,13 @@ def draw_timeline(
         ticks, labels = [0.5], ["presence"]
     for row, (label, (start, end), color) in enumerate(rows):
         y = -0.3 - 0.36 * row
-        axes.barh(y, duration, height=0.22, color=colors.line, alpha=0.55, linewidth=0)
+        axes.barh(y, duration, left=start_time, height=0.22, color=colors.line, alpha=0.55, linewidth=0)
         axes.barh(y, max(end - start, duration / 400), left=start, height=0.22, color=color, linewidth=0)
         ticks.append(y)
         labels.append(label)
     axes.set_ylim(-0.3 - 0.36 * (len(rows) - 1) - 0.2, 1.06 if result.presence else 0)
     axes.set_yticks(ticks, labels)
-    _finish(axes, duration, colors, font_size)
+    _finish(axes, start_time + duration, colors, font_size, start=start_time)
     axes.tick_params(axis="y", length=0)
 
 
@@ -79,15 +86,20 @@ def draw_extents(
     sample: GroundingSample | None,
     colors: Colors,
     font_size: float,
+    start_time: float = 0.0,
 ) -> None:
-    """The tube as bands over time: left to right, top to bottom, and box IoU where truth is known."""
+    """The tube as bands over time: left to right, top to bottom, and box IoU where truth is known.
+
+    Args:
+        start_time: see `draw_timeline`.
+    """
     tube = {entry.frame: (entry.time, entry.box) for entry in result.tube}
     truth = true_boxes(sample)
     period = 1 / result.fps
     axes = figure.subplots(1, 3 if truth else 2)
     ends = [*result.interval]
     if sample is not None and sample.interval is not None:
-        ends += sample.interval
+        ends += [edge + start_time for edge in sample.interval]
     for panel, (low, title, limit) in enumerate(
         ((0, "left and right edge, px", result.width), (1, "top and bottom edge, px", result.height))
     ):
@@ -113,7 +125,10 @@ def draw_extents(
                 font_size / 7,
                 "-",
             )
-            points = {tube[frame][0] if frame in tube else frame * period: box[side] for frame, box in truth.items()}
+            points = {
+                tube[frame][0] if frame in tube else start_time + frame * period: box[side]
+                for frame, box in truth.items()
+            }
             _steps(chart, points, period, colors.true, font_size / 5, "--")
         chart.set_ylim((limit, 0) if low else (0, limit))
         chart.set_title(title, fontsize=font_size, color=colors.muted, loc="left")

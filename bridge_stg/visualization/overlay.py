@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data import GroundingSample, VideoInfo, frames, probe, write_video
+from ..files import refuse_source
 from .drawing import PREDICTED, SHADE, TRUE, WHITE, Color, blend, draw_caption, render_frame, true_boxes
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ def annotate_video(
 ) -> Path:
     """Write a copy of `video` as H.264 MP4, with frame count, size and frame times of the source.
 
+    The copy has no sound, is upright, in square pixels, and begins at 0 s: what `result` says of the source's own
+    clock is `VideoInfo.start_time` earlier there. Where a frame cannot be decoded, the nearest one stands in.
+
     Drawn in every frame: the sentence, and a time bar with the predicted interval, the true one (where
     `sample` is given) and the present. Inside the intervals: the predicted box, dashed where it was
     interpolated, and the corners of the true box. Frames are streamed; one is held at a time.
@@ -34,9 +38,10 @@ def annotate_video(
 
     Raises:
         VideoError: the video cannot be read.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is the video itself.
     """
     info = probe(video)
+    refuse_source(info, out_path)
     steps = np.diff(info.times)
     if not len(steps) or np.abs(steps - 1 / info.fps).max() <= 0.01 / info.fps:
         write_video(out_path, _annotated(info, result, sample, progress), fps=info.fps)
@@ -61,7 +66,7 @@ def _annotated(
     # The sentence keeps to the half of the frame in which the object is not.
     if caption is not None and _mean_height(result, info) < 0.5:
         caption_top = bar_top - len(caption)
-    for index, frame in enumerate(_exactly(frames(info), info.frame_count)):
+    for index, frame in enumerate(frames(info, strict=False)):
         image = render_frame(frame, tube.get(index), truth.get(index))
         if caption is not None:
             blend(image, caption, caption_top)
@@ -73,16 +78,6 @@ def _annotated(
             progress(index + 1, info.frame_count)
 
 
-def _exactly(source: Iterator[np.ndarray], count: int) -> Iterator[np.ndarray]:
-    """`count` frames; the last one repeats where the decoder dropped one."""
-    last = None
-    for _ in range(count):
-        last = next(source, last)
-        if last is None:
-            return
-        yield last
-
-
 def _mean_height(result: GroundingResult, info: VideoInfo) -> float:
     centres = [(entry.box[1] + entry.box[3]) / 2 for entry in result.tube]
     return float(np.mean(centres)) / info.height if centres else 1.0
@@ -90,7 +85,8 @@ def _mean_height(result: GroundingResult, info: VideoInfo) -> float:
 
 def _time_bar(info: VideoInfo, result: GroundingResult, sample: GroundingSample | None) -> np.ndarray:
     """RGBA band over the whole clip's time: one row for the predicted interval, one for the true one."""
-    rows: list[tuple[tuple[float, float], Color]] = [(result.interval, PREDICTED)]
+    start, end = (edge - info.start_time for edge in result.interval)
+    rows: list[tuple[tuple[float, float], Color]] = [((start, end), PREDICTED)]
     if sample is not None and sample.interval is not None:
         rows.append((sample.interval, TRUE))
     thick = max(2, round(min(info.width, info.height) * 0.014))

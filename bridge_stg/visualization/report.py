@@ -95,12 +95,14 @@ def _view_entry(number: int, entry: ReportEntry, columns: int) -> dict[str, Any]
     rows = 1 + (sample is not None and sample.interval is not None)
 
     timeline = to_svg(
-        lambda figure, colors, size: draw_timeline(figure.add_subplot(), result, sample, info.duration, colors, size),
+        lambda figure, colors, size: draw_timeline(
+            figure.add_subplot(), result, sample, info.duration, colors, size, info.start_time
+        ),
         (860, (100 if result.presence else 0) + 34 * rows + 30),
         salt=f"timeline-{number}",
     )
     extents = to_svg(
-        lambda figure, colors, size: draw_extents(figure, result, sample, colors, size),
+        lambda figure, colors, size: draw_extents(figure, result, sample, colors, size, info.start_time),
         (860, 190),
         salt=f"extents-{number}",
     )
@@ -134,7 +136,7 @@ def _box_pictures(info: VideoInfo, entry: ReportEntry, columns: int) -> list[dic
     return [
         {
             "uri": _jpeg(render_frame(image, tube.get(frame), truth.get(frame), _PICTURE_WIDTH, thickness=4)),
-            "time": float(info.times[frame]),
+            "time": info.start_time + float(info.times[frame]),
             "inside": frame in tube,
         }
         for frame, image in zip(picked, decode_frames(info, picked).numpy(), strict=True)
@@ -150,7 +152,7 @@ def _heat_maps(info: VideoInfo, result: GroundingResult, columns: int) -> list[d
     low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
     images = decode_frames(info, [entry.frame for entry in kept]).numpy()
     return [
-        {"uri": _jpeg(_draw_heat(image, entry, low, high)), "time": float(info.times[entry.frame])}
+        {"uri": _jpeg(_draw_heat(image, entry, low, high)), "time": info.start_time + float(info.times[entry.frame])}
         for entry, image in zip(kept, images, strict=True)
     ]
 

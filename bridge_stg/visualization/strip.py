@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from ..data import GroundingSample, decode_frames, probe
 from ..evaluation.metrics import score_sample
 from ..evaluation.predictions import Prediction
-from ..files import atomic_path
+from ..files import atomic_path, refuse_source
 from .charts import Colors, draw_timeline
 from .drawing import load_font, render_frame, true_boxes, wrap_text
 
@@ -43,12 +43,13 @@ def draw_strip(
 
     Raises:
         VideoError: the video cannot be read.
-        OutputError: the file cannot be written.
+        OutputError: the file cannot be written, or is the video itself.
         ValueError: `columns` is not positive.
     """
     if columns < 1:
         raise ValueError(f"columns must be at least 1, got {columns}")
     info = probe(video)
+    refuse_source(info, out_png)
     colors = Colors()
     picked = pick_frames(info.frame_count, [entry.frame for entry in result.tube], columns)
     tube = {entry.frame: entry for entry in result.tube}
@@ -81,12 +82,12 @@ def draw_strip(
         if inside:
             canvas.bar(left, frames_end + 3, left + width, frames_end + 9, colors.predicted)
         color = colors.ink if inside else colors.muted
-        canvas.text(left, frames_end + 30, f"{info.times[frame]:.2f} s", _TEXT, color, bold=inside)
+        canvas.text(left, frames_end + 30, f"{info.start_time + info.times[frame]:.2f} s", _TEXT, color, bold=inside)
 
     chart = canvas.axes(_MARGIN + 150, chart_top, STRIP_WIDTH - _MARGIN - 20, chart_end)
-    draw_timeline(chart, result, sample, info.duration, colors, _TEXT * 0.9)
+    draw_timeline(chart, result, sample, info.duration, colors, _TEXT * 0.9, info.start_time)
     marks = np.full(len(picked), chart.get_ylim()[1])
-    chart.plot(info.times[picked], marks, "v", color=colors.muted, markersize=9, clip_on=False)
+    chart.plot(info.start_time + info.times[picked], marks, "v", color=colors.muted, markersize=9, clip_on=False)
     with atomic_path(out_png) as temporary:
         canvas.figure.savefig(temporary, format="png")
     return Path(out_png)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bridge_stg.data import decode_frames, frames, probe
-from bridge_stg.data import video as video_module
+from bridge_stg.data.media_file import MediaFile
 from bridge_stg.errors import VideoError
 
 from .media import audio_file, cut, encode, read_numbers, real_clip
@@ -38,14 +38,14 @@ def mp4(folder):
 def packets_read(monkeypatch):
     """Counts the packets that the module reads."""
     counted = []
-    original = video_module._packets
+    original = MediaFile.packets
 
-    def counting(*args):
-        for packet in original(*args):
+    def counting(file):
+        for packet in original(file):
             counted.append(packet.size)
             yield packet
 
-    monkeypatch.setattr(video_module, "_packets", counting)
+    monkeypatch.setattr(MediaFile, "packets", counting)
     return counted
 
 
