@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import reprlib
 import sys
+from collections.abc import Iterable
+from typing import TypeGuard
 
 LONGEST_SIDE = 1 << 14  # pixels; beyond it no codec of ours goes, and a slip of the pen would fill the memory
 MOST_FRAMES = 1 << 31  # an MP4 counts its frames in 32 bits
@@ -27,17 +29,24 @@ shown = _Short().repr
 """`repr`, cut to a line: of a long text, a long list, deep nesting and a number of many digits only the ends."""
 
 
-def is_number(value: object) -> bool:
+def shown_list(values: Iterable[object]) -> str:
+    """The first ten values for a message."""
+    values = list(values)
+    rest = f" and {len(values) - 10} more" if len(values) > 10 else ""
+    return ", ".join(map(shown, values[:10])) + rest
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether it is an int or float that a float can hold; a bool, NaN and infinity are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether it is an int and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_key(value: object) -> bool:
+def is_key(value: object) -> TypeGuard[str | int | float]:
     """Whether records may refer to each other by it: a text or a number."""
     return isinstance(value, str) or is_number(value)
 

@@ -59,7 +59,13 @@ def test_what_cannot_be_used_is_listed(path):
     store = SampleStore(path)
     assert [found.id for found in store] == ["s0", "s1"]
     assert [problem.id for problem in store.problems] == ["line 2", "line 4", "line 5", "line 6", "line 7"]
-    expected = ("not a complete JSON", "'s0' has come before", "missing key", "--align", "200 times the other")
+    expected = (
+        "not a complete JSON",
+        "id 's0' was already used in line 1",
+        "missing key",
+        "--align",
+        "200 times the other",
+    )
     for problem, words in zip(store.problems, expected, strict=True):
         assert words in problem.reason
 
@@ -75,9 +81,12 @@ def test_a_referring_sample_is_one_frame_whatever_it_is_taken_from(tmp_path):
     [
         ('"width": 1000000000000', "must be at most 16384, got 1000000000000 x 360"),
         ('"frame_count": 3000000000', "frame_count must be below 2147483648, got 3000000000"),
-        ('"fps": 1' + "0" * 400, "a number in it is too large"),
-        ('"fps": 1' + "0" * 5000, "not a complete JSON object"),
-        ('"tier": ' + "[" * 100_000, "not a complete JSON object"),
+        (
+            '"fps": 1' + "0" * 400,
+            "fps must be a positive number (frames per second), got 1000000000000000000...0000000000000000000.",
+        ),
+        ('"fps": 1' + "0" * 5000, "a number in it has thousands of digits"),
+        ('"tier": ' + "[" * 100_000, "its brackets are nested too deeply"),
     ],
 )
 def test_no_line_can_stop_the_opening(path, change, reason):
