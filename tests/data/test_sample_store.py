@@ -83,7 +83,7 @@ def test_a_referring_sample_is_one_frame_whatever_it_is_taken_from(tmp_path):
         ('"frame_count": 3000000000', "frame_count must be below 2147483648, got 3000000000"),
         (
             '"fps": 1' + "0" * 400,
-            "fps must be a positive number (frames per second), got 1000000000000000000...0000000000000000000.",
+            "fps must be a positive number (frames per second), got 100000000000000000",
         ),
         ('"fps": 1' + "0" * 5000, "a number in it has thousands of digits"),
         ('"tier": ' + "[" * 100_000, "its brackets are nested too deeply"),
