@@ -112,8 +112,7 @@ class GroundingSample:
         """The interval as frames [start, end), rounded, at least one frame long."""
         if self.interval is None:
             return None
-        start, end = (round(second * self.fps) for second in self.interval)
-        return start, max(end, start + 1)
+        return to_frame_range(self.interval, self.fps, self.frame_count)
 
     def to_record(self) -> dict[str, Any]:
         """The JSON form: interval and segment in frames, boxes keyed by frame as text, None left out."""
@@ -165,6 +164,22 @@ class GroundingSample:
             frames = parse_frames("boxes", values["boxes"])
             values["boxes"] = {frame: tuple(box) if isinstance(box, list) else box for frame, box in frames.items()}
         return cls(**values)
+
+
+def to_frame_range(interval: tuple[float, float], fps: float, frame_count: int | None = None) -> tuple[int, int]:
+    """Seconds [start, end) as frames [start, end), both rounded; at least one frame remains.
+
+    Of a video of `frame_count` frames, an event that begins within half a frame of its end takes the last one.
+
+    Raises:
+        SampleError: a second or the rate is no finite number.
+    """
+    if not all(map(is_number, (*interval, fps))):
+        raise SampleError(f"interval and fps must be finite numbers, got {shown(interval)} and {shown(fps)}.")
+    start = max(round(interval[0] * fps), 0)
+    if frame_count is not None and start == frame_count and interval[0] * fps < frame_count:
+        start -= 1
+    return start, max(round(interval[1] * fps), start + 1)
 
 
 def read_samples(path: str | os.PathLike[str]) -> list[GroundingSample]:
