@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import SampleError
 from .jsonl import UniqueIds, parse_line, unreadable
-from .readers.reading import Problem
+from .readers.reading import Problem, refuse_other_kind
 from .sample import GroundingSample
 from .time_base import has_time_base
 from .video import MOST_ELONGATED
@@ -58,6 +58,8 @@ class SampleStore(Sequence[GroundingSample]):
                         if sample is not None:
                             rows.append((offset, len(line), sample.width, sample.height, _frames(sample), sample.fps))
                             sums.append(zlib.crc32(line))
+                        else:
+                            refuse_other_kind(len(rows), len(self.problems), self.problems[-1])
                     offset += len(line)
         except (OSError, ValueError) as error:
             raise unreadable(path, "an annotation file", error) from error

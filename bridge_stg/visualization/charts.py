@@ -37,7 +37,7 @@ class Colors:
 _CSS = Colors(ink="#010001", muted="#010002", line="#010003", predicted="#010004", true="#010005")
 
 
-_UNWRITABLE = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\\x7f-\\x9f\\ud800-\\udfff]")
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def writable(text: str) -> str:

@@ -15,6 +15,7 @@ from ..values import MOST_FRAMES, is_path, is_unicode, is_whole, shown, shown_li
 
 Convention = Literal["exact", "tubedetr", "stcat"]
 CONVENTIONS: tuple[Convention, ...] = ("exact", "tubedetr", "stcat")
+MOST_SKIPPED = 200_000  # more than a published dataset has records
 VIDEO_SUFFIXES = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".jpg", ".jpeg", ".png"))
 
 
@@ -64,6 +65,33 @@ class Dataset:
             samples=tuple(samples),
             skipped=tuple(problem for problem in problems if problem.skipped),
             notes=tuple(problem for problem in problems if not problem.skipped),
+        )
+
+
+def of_this_kind(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, as long as they are more than a list of what is wrong: a file of another kind has millions of those.
+
+    Raises:
+        SampleError: see `refuse_other_kind`.
+    """
+    samples = skipped = 0
+    for item in items:
+        yield item
+        if isinstance(item, GroundingSample):
+            samples += 1
+        elif item.skipped:
+            skipped += 1
+            refuse_other_kind(samples, skipped, item)
+
+
+def refuse_other_kind(samples: int, skipped: int, last: Problem) -> None:
+    """Raises:
+    SampleError: 200,000 records were left out, and not one in a hundred was read.
+    """
+    if skipped >= MOST_SKIPPED and skipped > 100 * samples:
+        raise SampleError(
+            f"{skipped} of the first {skipped + samples} records cannot be read, so that the file must be of another "
+            f"kind; the last one, {shown(last.id)}: {last.reason}"
         )
 
 

@@ -47,11 +47,10 @@ def read_refcoco(
         raise SampleError(f"{path} must hold a list of references, got {type(records).__name__}.")
     coco_path = Path(instances) if instances is not None else path.with_name("instances.json")
     coco = require(load_json(coco_path, dict, "COCO instances"), ("images", "annotations"), str(coco_path))
-    tables = {}
-    for key in ("images", "annotations"):
-        tables[key], problems = _by_id(coco[key], key, coco_path)
-        yield from problems
-    pictures, annotations = tables["images"], tables["annotations"]
+    pictures: dict[Any, Mapping[str, Any]] = {}
+    annotations: dict[Any, Mapping[str, Any]] = {}
+    for key, table in (("images", pictures), ("annotations", annotations)):
+        yield from _fill(table, coco[key], key, coco_path)
     if split is not None:
         chosen = [record for record in records if isinstance(record, Mapping) and record.get("split") == split]
         if not chosen:
@@ -94,24 +93,17 @@ def _find_refs(path: Path) -> Path:
     return found[0]
 
 
-def _by_id(entries: Any, key: str, path: Path) -> tuple[dict[Any, Mapping[str, Any]], list[Problem]]:
-    """The entries of a table by id, and those that have none."""
+def _fill(table: dict[Any, Mapping[str, Any]], entries: Any, key: str, path: Path) -> Iterator[Problem]:
+    """Put the entries into the table by id; yields those that have none, or one that is taken."""
     if not isinstance(entries, list):
         raise SampleError(f"{key} of {path} must be an array of objects with an id, got {type(entries).__name__}.")
-    table: dict[Any, Mapping[str, Any]] = {}
-    problems = []
     for number, entry in enumerate(entries):
         if not isinstance(entry, Mapping) or not is_key(entry.get("id")):
-            reason = f"it must be an object with a number or a text as its id, got {shown(entry)}."
+            yield Problem(f"{key} {number}", f"it must be an object with a number or a text as id, got {shown(entry)}.")
         elif entry["id"] in table:
-            reason = f"id {shown(entry['id'])} was already used; ids must be unique."
+            yield Problem(f"{key} {number}", f"id {shown(entry['id'])} was already used; ids must be unique.")
         else:
             table[entry["id"]] = entry
-            continue
-        problems.append(Problem(f"{key} {number}", reason))
-    if entries and not table:
-        raise SampleError(f"{key} of {path} must be an array of objects with an id: {problems[0].reason}")
-    return table, problems
 
 
 def _look_up(
