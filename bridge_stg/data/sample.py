@@ -151,7 +151,7 @@ class GroundingSample:
         if missing:
             needed = ", ".join(_REQUIRED)
             raise SampleError(f"missing key {', '.join(map(repr, missing))}; every record needs {needed}.")
-        values = {key: value for key, value in record.items() if value is not None}
+        values = {key: value for key, value in record.items() if value is not None or key in _REQUIRED}
         if root is not None and isinstance(values.get("video"), str) and values["video"].strip():
             values["video"] = str(Path(root) / values["video"])
         if "segment" in values:
