@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 
 import pytest
@@ -139,3 +140,29 @@ def test_a_file_that_changes_underneath_is_noticed(path):
     path.write_text("{}\n" * 5)
     with pytest.raises(SampleError, match="has changed since it was opened"):
         store[4]
+
+
+def test_only_a_line_that_is_another_is_refused(path):
+    store = SampleStore(path)
+    text = path.read_text()
+    path.write_text(text.replace("a dog runs", "a cat runs", 1) + "one more\n")
+    assert store[1].id == "s1"
+    with pytest.raises(SampleError, match=r"train\.jsonl has changed since it was opened; its record 0 is another\."):
+        store[0]
+    path.write_text(text)  # the same again, at another time
+    assert store[0].id == "s0"
+
+
+def test_a_byte_order_mark_belongs_to_no_record(path):
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    store = SampleStore(path)
+    assert store.problems == [] and store[0] == sample(0, video=str(path.parent / "clip0.mp4"))
+
+
+def test_a_pipe_cannot_be_read_by_place(path):
+    reading, writing = os.pipe()
+    os.write(writing, path.read_bytes())
+    os.close(writing)
+    with pytest.raises(SampleError, match="is a pipe or a device"):
+        SampleStore(f"/dev/fd/{reading}")
+    os.close(reading)
