@@ -153,9 +153,7 @@ def test_millions_of_values_that_are_no_records_end_early(tmp_path, format):
     path = write_json(tmp_path / "refs.json", ["a"] * 1_000_000)
     items = iterate_dataset(path, format)
     assert all(isinstance(item, Problem) for item in islice(items, 200_000))
-    with pytest.raises(
-        SampleError, match=r"200000 of the first 200000 records cannot be read, .* of another kind"
-    ):
+    with pytest.raises(SampleError, match=r"200000 of the first 200000 records cannot be read, .* of another kind"):
         next(items)
 
 
