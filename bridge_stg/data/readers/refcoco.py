@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SampleError
+from ..jsonl import unreadable
 from ..sample import GroundingSample
 from ..values import is_key, is_number, shown
 from .reading import Item, Problem, VideoFolder, attempt, load_json, require, unknown_keys
@@ -84,9 +85,13 @@ def read_refcoco(
 
 
 def _find_refs(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
-    found = sorted(file for file in path.iterdir() if file.name.startswith("refs") and file.suffix in (".p", ".json"))
+    try:
+        files = list(path.iterdir())
+    except OSError as error:
+        raise unreadable(path, "a folder of references", error) from error
+    found = sorted(file for file in files if file.name.startswith("refs") and file.suffix in (".p", ".json"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
         raise SampleError(f"{path} must hold one refs(...).p or refs*.json, found {names}; name the file itself.")

@@ -47,7 +47,7 @@ class VidORBoxes:
             raise SampleError(f"{path} does not exist; VidOR boxes are a folder of <video id>.json files, or one file.")
         self.path = path
         self._files: dict[str, Path] = {}
-        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.json")) if os.path.isdir(path) else [path]:
             # A copy may carry more in its name than the video's id.
             for name in (file.stem, *re.findall(r"(?<!\d)\d{6,}(?!\d)", file.stem)):
                 self._files.setdefault(name, file)

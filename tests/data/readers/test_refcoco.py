@@ -148,17 +148,6 @@ def test_every_protocol_and_every_opcode_of_plain_data(tmp_path, protocol):
     value = [text, text, "x" * 300, "y" * 70_000, b"bytes", 1, 300, 70_000, -1, 2**40, 2**2_000, 1.5, None, True, False]
     value += [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {}, {1}, frozenset((2,)), {"a": text}]
     value += [[i] for i in range(400)]
-        (),
-        (1,),
-        (1, 2),
-        (1, 2, 3),
-        (1, 2, 3, 4),
-        {},
-        {1},
-        frozenset((2,)),
-        [[i] for i in range(400)],
-        {"a": text},
-    ]
     if protocol < 3:
         value.remove(b"bytes")  # a call of codecs.encode in them
     path = tmp_path / "refs.p"
