@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any, Literal, get_args
 
 from ..errors import SampleError
 from ..files import atomic_path
+from .jsonl import UniqueIds, numbered_lines, parse_line
+from .values import FARTHEST, LONGEST_SIDE, MOST_FRAMES, is_number, is_path, is_unicode, is_whole, shown, shown_list
 
 Task = Literal["stvg", "temporal", "referring", "qa"]
 SentenceType = Literal["declarative", "interrogative"]
@@ -19,6 +21,8 @@ Box = tuple[float, float, float, float]
 
 _REQUIRED = ("id", "video", "width", "height", "fps", "frame_count", "sentence")
 _OPTIONAL = ("task", "sentence_type", "tier", "segment", "interval", "boxes", "answer")
+_FRAME = re.compile(r"-?[0-9]{1,18}")
+_SLOWEST, _FASTEST = 1e-6, 1e6  # frames a second
 
 
 @dataclass(frozen=True)
@@ -29,9 +33,9 @@ class GroundingSample:
         id: unique in its file.
         video: path of the video or image.
         sentence: what to find, or the question.
-        width, height: of the video, in pixels.
+        width, height: of the video, in pixels; at most 16384.
         fps: mean frame rate; frames and seconds convert by it.
-        frame_count: frames in the video.
+        frame_count: frames in the video; below 2^31, as is every frame of the interval.
         task: "stvg" (tube), "temporal" (interval only), "referring" (one image, one box), "qa" (text only).
         sentence_type: "declarative" or "interrogative".
         interval: (start, end) of the event in seconds, end exclusive.
@@ -63,27 +67,42 @@ class GroundingSample:
         for name in ("id", "video", "sentence"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value.strip():
-                raise SampleError(f"{name} must be a non-empty text, got {value!r}.")
+                raise SampleError(f"{name} must be a non-empty text, got {shown(value)}.")
+        if not is_path(self.video):
+            raise SampleError(f"video must be a path that a file can have, got {shown(self.video)}.")
         for name in ("width", "height", "frame_count"):
             value = getattr(self, name)
-            if not _is_int(value) or value < 1:
-                raise SampleError(f"{name} must be a whole number of at least 1, got {value!r}.")
+            if not is_whole(value) or value < 1:
+                raise SampleError(f"{name} must be a whole number of at least 1, got {shown(value)}.")
+        if max(self.width, self.height) > LONGEST_SIDE:
+            size = f"{shown(self.width)} x {shown(self.height)}"
+            raise SampleError(f"width and height must be at most {LONGEST_SIDE}, got {size}.")
+        if self.frame_count >= MOST_FRAMES:
+            raise SampleError(f"frame_count must be below {MOST_FRAMES}, got {shown(self.frame_count)}.")
         _check_fps(self.fps)
         _check_choice("task", self.task, get_args(Task))
         _check_choice("sentence_type", self.sentence_type, get_args(SentenceType))
         for name in ("answer", "tier"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise SampleError(f"{name} must be a text, got {value!r}.")
+                raise SampleError(f"{name} must be a text, got {shown(value)}.")
+        for name in ("id", "sentence", "answer", "tier"):
+            value = getattr(self, name)
+            if value is not None and not is_unicode(value):
+                raise SampleError(f"{name} holds half a character, which UTF-8 cannot hold: {shown(value)}.")
         if self.interval is not None:
             start, end = _pair("interval", self.interval)
             if start < 0 or end <= start:
                 raise SampleError(f"interval must have 0 <= start < end (seconds), got ({start}, {end}).")
+            if end * self.fps > MOST_FRAMES:
+                raise SampleError(
+                    f"interval must end before frame {MOST_FRAMES}, got {end:g} s at {self.fps:g} frames a second."
+                )
         if self.segment is not None:
             start, end = _pair("segment", self.segment)
-            if not (_is_int(start) and _is_int(end) and 0 <= start < end <= self.frame_count):
+            if not (is_whole(start) and is_whole(end) and 0 <= start < end <= self.frame_count):
                 raise SampleError(
-                    f"segment must have 0 <= start < end <= {self.frame_count} (frames), got {self.segment}."
+                    f"segment must have 0 <= start < end <= {self.frame_count} (frames), got {shown(self.segment)}."
                 )
         for frame, box in self.boxes.items():
             _check_box(frame, box, self.frame_count)
@@ -93,8 +112,7 @@ class GroundingSample:
         """The interval as frames [start, end), rounded, at least one frame long."""
         if self.interval is None:
             return None
-        start, end = (round(second * self.fps) for second in self.interval)
-        return start, max(end, start + 1)
+        return to_frame_range(self.interval, self.fps, self.frame_count)
 
     def to_record(self) -> dict[str, Any]:
         """The JSON form: interval and segment in frames, boxes keyed by frame as text, None left out."""
@@ -128,12 +146,12 @@ class GroundingSample:
         unknown = sorted(set(record) - set(_REQUIRED) - set(_OPTIONAL))
         if unknown:
             allowed = ", ".join((*_REQUIRED, *_OPTIONAL))
-            raise SampleError(f"unknown key {', '.join(map(repr, unknown))}; allowed are {allowed}.")
+            raise SampleError(f"unknown key {shown_list(unknown)}; allowed are {allowed}.")
         missing = [key for key in _REQUIRED if key not in record]
         if missing:
             needed = ", ".join(_REQUIRED)
             raise SampleError(f"missing key {', '.join(map(repr, missing))}; every record needs {needed}.")
-        values = {key: value for key, value in record.items() if value is not None}
+        values = {key: value for key, value in record.items() if value is not None or key in _REQUIRED}
         if root is not None and isinstance(values.get("video"), str) and values["video"].strip():
             values["video"] = str(Path(root) / values["video"])
         if "segment" in values:
@@ -143,8 +161,25 @@ class GroundingSample:
             _check_fps(fps)
             values["interval"] = tuple(frame / fps for frame in _pair("interval", values["interval"]))
         if "boxes" in values:
-            values["boxes"] = _parse_boxes(values["boxes"])
+            frames = parse_frames("boxes", values["boxes"])
+            values["boxes"] = {frame: tuple(box) if isinstance(box, list) else box for frame, box in frames.items()}
         return cls(**values)
+
+
+def to_frame_range(interval: tuple[float, float], fps: float, frame_count: int | None = None) -> tuple[int, int]:
+    """Seconds [start, end) as frames [start, end), both rounded; at least one frame remains.
+
+    Of a video of `frame_count` frames, an event that begins within half a frame of its end takes the last one.
+
+    Raises:
+        SampleError: a second or the rate is no finite number.
+    """
+    if not all(map(is_number, (*interval, fps))):
+        raise SampleError(f"interval and fps must be finite numbers, got {shown(interval)} and {shown(fps)}.")
+    start = max(round(interval[0] * fps), 0)
+    if frame_count is not None and start == frame_count and interval[0] * fps < frame_count:
+        start -= 1
+    return start, max(round(interval[1] * fps), start + 1)
 
 
 def read_samples(path: str | os.PathLike[str]) -> list[GroundingSample]:
@@ -154,29 +189,14 @@ def read_samples(path: str | os.PathLike[str]) -> list[GroundingSample]:
         SampleError: the file cannot be read or holds no record, or a line breaks the schema; names the line.
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # others break lines at signs that a sentence may hold
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SampleError(f"{path} cannot be read as an annotation file: {reason}.") from error
     samples: list[GroundingSample] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    ids = UniqueIds()
+    for number, line in numbered_lines(path, "an annotation file"):
         try:
-            sample = GroundingSample.from_record(json.loads(line), root=path.parent)
-        except json.JSONDecodeError as error:
-            raise SampleError(
-                f"{path}:{number}: not a complete JSON object: {error.msg} (column {error.colno})."
-            ) from error
+            sample = GroundingSample.from_record(parse_line(line), root=path.parent)
+            ids.add(sample.id, number)
         except SampleError as error:
             raise SampleError(f"{path}:{number}: {error}") from error
-        if sample.id in seen:
-            raise SampleError(
-                f"{path}:{number}: id {sample.id!r} is already in line {seen[sample.id]}; ids must be unique."
-            )
-        seen[sample.id] = number
         samples.append(sample)
     if not samples:
         raise SampleError(f"{path} holds no record; an annotation file needs at least one line.")
@@ -188,6 +208,7 @@ def write_samples(path: str | os.PathLike[str], samples: Iterable[GroundingSampl
 
     Raises:
         OutputError: the file cannot be written.
+        SampleError: a video's path is not Unicode, so that JSON cannot hold it.
     """
     path = Path(path)
     folder = path.parent.absolute()
@@ -197,50 +218,55 @@ def write_samples(path: str | os.PathLike[str], samples: Iterable[GroundingSampl
             video = Path(sample.video).absolute()
             inside = video.is_relative_to(folder)
             record["video"] = video.relative_to(folder).as_posix() if inside else str(video)
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+            if not is_unicode(record["video"]):
+                raise SampleError(
+                    f"the path of the video of {shown(sample.id)} is not UTF-8: {shown(record['video'])}."
+                )
+            file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _check_fps(value: Any) -> None:
-    if not _is_number(value) or value <= 0:
-        raise SampleError(f"fps must be a positive number (frames per second), got {value!r}.")
+    if not is_number(value) or value <= 0:
+        raise SampleError(f"fps must be a positive number (frames per second), got {shown(value)}.")
+    if not _SLOWEST <= value <= _FASTEST:
+        raise SampleError(f"fps must be in {_SLOWEST:g}..{_FASTEST:g} (frames per second), got {value:g}.")
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise SampleError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
+        raise SampleError(f"{name} must be one of {', '.join(allowed)}, got {shown(value)}.")
 
 
 def _pair(name: str, value: Any) -> tuple[Any, Any]:
-    if not isinstance(value, list | tuple) or len(value) != 2 or not all(_is_number(v) for v in value):
-        raise SampleError(f"{name} must be two numbers [start, end], got {value!r}.")
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(is_number(v) for v in value):
+        raise SampleError(f"{name} must be two numbers [start, end], got {shown(value)}.")
     return value[0], value[1]
 
 
 def _check_box(frame: Any, box: Any, frame_count: int) -> None:
-    if not _is_int(frame) or not 0 <= frame < frame_count:
-        raise SampleError(f"boxes must be keyed by frames in 0..{frame_count - 1}, got {frame!r}.")
-    if not isinstance(box, list | tuple) or len(box) != 4 or not all(_is_number(v) for v in box):
-        raise SampleError(f"the box of frame {frame} must be four numbers [x1, y1, x2, y2], got {box!r}.")
+    if not is_whole(frame) or not 0 <= frame < frame_count:
+        raise SampleError(f"boxes must be keyed by frames in 0..{frame_count - 1}, got {shown(frame)}.")
+    if not isinstance(box, list | tuple) or len(box) != 4 or not all(is_number(v) for v in box):
+        raise SampleError(f"the box of frame {frame} must be four numbers [x1, y1, x2, y2], got {shown(box)}.")
     if box[2] < box[0] or box[3] < box[1]:
-        raise SampleError(f"the box of frame {frame} must have x2 >= x1 and y2 >= y1, got {tuple(box)}.")
+        raise SampleError(f"the box of frame {frame} must have x2 >= x1 and y2 >= y1, got {shown(tuple(box))}.")
+    if max(map(abs, box)) > FARTHEST:
+        raise SampleError(f"the box of frame {frame} must lie within {FARTHEST} pixels, got {shown(tuple(box))}.")
 
 
-def _parse_boxes(value: Any) -> dict[int, Box]:
+def parse_frames(name: str, value: Any) -> dict[int, Any]:
+    """A JSON object keyed by frames as one keyed by numbers; what it holds is not looked at.
+
+    Raises:
+        SampleError: it is no object, or a key is no whole number in decimal digits, or two keys are the same number.
+    """
     if not isinstance(value, Mapping):
-        raise SampleError(f"boxes must be an object {{frame: [x1, y1, x2, y2]}}, got {type(value).__name__}.")
-    boxes = {}
-    for key, box in value.items():
-        try:
-            frame = int(key)
-        except (TypeError, ValueError) as error:
-            raise SampleError(f"boxes must be keyed by frame numbers, got {key!r}.") from error
-        boxes[frame] = tuple(box) if isinstance(box, list) else box
-    return boxes
+        raise SampleError(f"{name} must be an object {{frame: [x1, y1, x2, y2]}}, got {type(value).__name__}.")
+    frames: dict[int, Any] = {}
+    for key, held in value.items():
+        if not _FRAME.fullmatch(str(key)):
+            raise SampleError(f"{name} must be keyed by frame numbers, got {shown(key)}.")
+        if int(key) in frames:
+            raise SampleError(f"{name} must have one box a frame, got two of frame {int(key)}.")
+        frames[int(key)] = held
+    return frames

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import codecs
 import os
+import stat
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -11,20 +13,19 @@ from typing import Any, overload
 import numpy as np
 
 from ..errors import SampleError
-from .readers.reading import Problem
+from .jsonl import UniqueIds, parse_line, unreadable
+from .readers.reading import Problem, refuse_other_kind
 from .sample import GroundingSample
 from .time_base import has_time_base
 from .video import MOST_ELONGATED
 
-LONGEST_SIDE = 1 << 14  # pixels; beyond it no codec of ours goes, and a slip of the pen would fill the memory
-MOST_FRAMES = 1 << 31
-
 
 class SampleStore(Sequence[GroundingSample]):
-    """The usable records of a file, by number; holds 40 bytes a record, whatever the record holds.
+    """The usable records of a file, by number; holds 44 bytes a record, whatever the record holds.
 
     Every line is checked when the store is opened, so that a broken one is known in the first minute and not in the
     third hour. It may be shared with processes that are forked or spawned: each opens the file for itself.
+    A line that is no longer what it was then is refused when it is read.
 
     Args:
         path: JSON Lines as `write_samples` and `bridge-stg data convert` write them; video paths start at its folder.
@@ -44,18 +45,24 @@ class SampleStore(Sequence[GroundingSample]):
         self.problems: list[Problem] = []
         self._open: tuple[int, int] | None = None  # (process, descriptor)
         rows: list[tuple[float, ...]] = []
-        seen: set[str] = set()
+        sums: list[int] = []
+        ids = UniqueIds()
         try:
             with open(self.path, "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise SampleError(f"{path} is a pipe or a device; samples are read by place, from a regular file.")
                 offset = 0
                 for number, line in enumerate(file, start=1):
-                    if line.strip():
-                        sample = self._checked(line, number, seen)
+                    if line.removeprefix(codecs.BOM_UTF8).strip():
+                        sample = self._checked(line, number, ids)
                         if sample is not None:
                             rows.append((offset, len(line), sample.width, sample.height, _frames(sample), sample.fps))
+                            sums.append(zlib.crc32(line))
+                        else:
+                            refuse_other_kind(len(rows), len(self.problems), self.problems[-1])
                     offset += len(line)
-        except OSError as error:
-            raise SampleError(f"{path} cannot be read as an annotation file: {error.strerror or error}.") from error
+        except (OSError, ValueError) as error:
+            raise unreadable(path, "an annotation file", error) from error
         if not rows:
             reason = f": {self.problems[0].id}: {self.problems[0].reason}" if self.problems else "."
             raise SampleError(f"{path} holds no usable record{reason}")
@@ -63,32 +70,23 @@ class SampleStore(Sequence[GroundingSample]):
         self._offsets, self._lengths = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
         self.widths, self.heights, self.frames = (table[:, i].astype(np.int32) for i in (2, 3, 4))
         self.rates = table[:, 5].copy()
+        self._sums = np.array(sums, dtype=np.uint32)
 
-    def _checked(self, line: bytes, number: int, seen: set[str]) -> GroundingSample | None:
+    def _checked(self, line: bytes, number: int, ids: UniqueIds) -> GroundingSample | None:
         reason = None
         try:
-            sample = GroundingSample.from_record(json.loads(line), root=self.path.parent)
-            if sample.id in seen:
-                reason = f"the id {sample.id!r} has come before; ids must be unique."
-            elif not has_time_base(sample):
+            sample = GroundingSample.from_record(parse_line(line), root=self.path.parent)
+            if not has_time_base(sample):
                 reason = "its size and rate are not known; `bridge-stg data convert --align` takes them from the video."
-            elif max(sample.width, sample.height) > LONGEST_SIDE:
-                reason = f"width and height must be at most {LONGEST_SIDE}, got {sample.width} x {sample.height}."
             elif max(sample.width, sample.height) > MOST_ELONGATED * min(sample.width, sample.height):
                 reason = (
                     f"one side may be at most {MOST_ELONGATED} times the other, got {sample.width} x {sample.height}."
                 )
-            elif sample.frame_count >= MOST_FRAMES:
-                reason = f"frame_count must be below {MOST_FRAMES}, got {sample.frame_count}."
             else:
-                seen.add(sample.id)
+                ids.add(sample.id, number)
                 return sample
         except SampleError as error:
             reason = str(error)
-        except OverflowError:
-            reason = "a number in it is too large."
-        except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
-            reason = f"not a complete JSON object: {error}."
         self.problems.append(Problem(f"line {number}", reason))
         return None
 
@@ -102,11 +100,13 @@ class SampleStore(Sequence[GroundingSample]):
     def __getitem__(self, index: int | slice) -> GroundingSample | list[GroundingSample]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        line = os.pread(self._descriptor(), int(self._lengths[index]), int(self._offsets[index]))
         try:
-            return GroundingSample.from_record(json.loads(line), root=self.path.parent)
-        except (ValueError, OverflowError, RecursionError, SampleError) as error:
-            raise SampleError(f"{self.path} has changed since it was opened: {error}") from error
+            line = os.pread(self._descriptor(), int(self._lengths[index]), int(self._offsets[index]))
+        except OSError as error:
+            raise unreadable(self.path, "an annotation file", error) from error
+        if zlib.crc32(line) != self._sums[index]:
+            raise SampleError(f"{self.path} has changed since it was opened; its record {index} is another.")
+        return GroundingSample.from_record(parse_line(line), root=self.path.parent)
 
     def _descriptor(self) -> int:
         if self._open is None or self._open[0] != os.getpid():

@@ -1,5 +1,6 @@
 """Evaluation: predictions and their files, metric protocols, trivial floors. Knows no model."""
 
+from ..data.sample import to_frame_range
 from .floors import ConstantFloor, random_floor
 from .metrics import (
     EVERY_FRAME,
@@ -14,7 +15,7 @@ from .metrics import (
     summarise,
     temporal_iou,
 )
-from .predictions import Prediction, read_predictions, to_frame_range, write_predictions
+from .predictions import Prediction, read_predictions, write_predictions
 from .protocols import PROTOCOLS, protocol_report, score_files
 
 __all__ = [

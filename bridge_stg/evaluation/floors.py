@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.sample import Box, GroundingSample
+from ..data.sample import Box, GroundingSample, to_frame_range
 from ..errors import SampleError
-from .metrics import true_frames
-from .predictions import Prediction, to_frame_range
+from .metrics import true_frames, tube_frames
+from .predictions import Prediction, StillTube
 
 _MOST_CANDIDATES = 64
 
@@ -77,7 +77,7 @@ def random_floor(samples: Sequence[GroundingSample], seed: int = 0) -> list[Pred
     for sample in samples:
         rng = np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(sample.id.encode())]))
         first, last = _clip_range(sample)
-        start, end = sorted(rng.choice(np.arange(first, last + 1), size=2, replace=False).tolist())
+        start, end = sorted((first + rng.choice(last + 1 - first, size=2, replace=False)).tolist())
         x1, x2 = sorted((rng.random(2) * sample.width).tolist())
         y1, y2 = sorted((rng.random(2) * sample.height).tolist())
         predictions.append(_constant_tube(sample, (start, end), (x1, y1, x2, y2)))
@@ -85,8 +85,9 @@ def random_floor(samples: Sequence[GroundingSample], seed: int = 0) -> list[Pred
 
 
 def _constant_tube(sample: GroundingSample, interval: tuple[int, int], box: Box) -> Prediction:
-    oracle = dict.fromkeys(range(*true_frames(sample)), box)
-    return Prediction(sample.id, interval, dict.fromkeys(range(*interval), box), oracle)
+    return Prediction(
+        sample.id, interval, StillTube(range(*interval), box), StillTube(range(*true_frames(sample)), box)
+    )
 
 
 def _clip_range(sample: GroundingSample) -> tuple[int, int]:
@@ -107,7 +108,7 @@ def _candidates(values: np.ndarray) -> np.ndarray:
 
 
 def _mean_box_size(sample: GroundingSample) -> np.ndarray | None:
-    boxes = np.array([sample.boxes[frame] for frame in range(*true_frames(sample)) if frame in sample.boxes])
+    boxes = np.array([sample.boxes[frame] for frame in tube_frames(sample.boxes, *true_frames(sample))])
     if not len(boxes):
         return None
     return np.mean(boxes[:, 2:] - boxes[:, :2], axis=0) / (sample.width, sample.height)

@@ -16,9 +16,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from ..data.sample import Box, GroundingSample, SentenceType
+from ..data.sample import Box, GroundingSample, SentenceType, to_frame_range
 from ..errors import SampleError
-from .predictions import Prediction, to_frame_range
+from .predictions import Prediction
 
 THRESHOLDS = (0.3, 0.5)
 METRICS = ("m_tIoU", "m_vIoU", *(f"vIoU@{threshold}" for threshold in THRESHOLDS), "gt_vIoU")
@@ -82,11 +82,12 @@ def score_sample(sample: GroundingSample, prediction: Prediction) -> SampleScore
     tiou = temporal_iou(true, prediction.interval)
     viou = gt_viou = None
     if sample.boxes:
-        shared = range(max(true[0], prediction.interval[0]), min(true[1], prediction.interval[1]))
+        tube = tube_frames(sample.boxes, *true)
+        shared = [frame for frame in tube if prediction.interval[0] <= frame < prediction.interval[1]]
         union = max(true[1], prediction.interval[1]) - min(true[0], prediction.interval[0])
         viou = sum_iou(sample.boxes, prediction.boxes, shared) / union
         oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
-        gt_viou = sum_iou(sample.boxes, oracle, range(*true)) / (true[1] - true[0])
+        gt_viou = sum_iou(sample.boxes, oracle, tube) / (true[1] - true[0])
     return SampleScore(sample.id, tiou, viou, gt_viou, sample.sentence_type, sample.tier)
 
 
@@ -98,7 +99,12 @@ def true_frames(sample: GroundingSample) -> tuple[int, int]:
     """
     if sample.interval is None:
         raise SampleError(f"sample {sample.id!r} has no interval; only samples with one can be scored in time.")
-    return to_frame_range(sample.interval, sample.fps)
+    return to_frame_range(sample.interval, sample.fps, sample.frame_count)
+
+
+def tube_frames(boxes: Mapping[int, Box], start: int, end: int) -> list[int]:
+    """The frames in [start, end) that have a box, ascending; takes as long as there are boxes, not frames."""
+    return sorted(frame for frame in boxes if start <= frame < end)
 
 
 @dataclass(frozen=True)

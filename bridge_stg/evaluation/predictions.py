@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.sample import Box
+from ..data.jsonl import UniqueIds, numbered_lines, parse_line
+from ..data.sample import Box, parse_frames, to_frame_range
+from ..data.values import FARTHEST, MOST_FRAMES, is_unicode, shown, shown_list
 from ..errors import SampleError
 from ..files import atomic_path
 
@@ -39,6 +41,25 @@ class _Grounding(Protocol):
     def tube(self) -> Sequence[_TubeEntry]: ...
 
 
+@dataclass(frozen=True, eq=False)  # equal to any mapping of the same items
+class StillTube(Mapping[int, Box]):
+    """The same box in every frame of a range, however many there are."""
+
+    frames: range
+    box: Box
+
+    def __getitem__(self, frame: int) -> Box:
+        if frame not in self.frames:
+            raise KeyError(frame)
+        return self.box
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.frames)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
 @dataclass(frozen=True)
 class Prediction:
     """When and where, for one sample.
@@ -60,7 +81,9 @@ class Prediction:
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id.strip():
-            raise SampleError(f"id must be a non-empty text, got {self.id!r}.")
+            raise SampleError(f"id must be a non-empty text, got {shown(self.id)}.")
+        if not is_unicode(self.id):
+            raise SampleError(f"id holds half a character, which UTF-8 cannot hold: {shown(self.id)}.")
         interval = self.interval
         if (
             not isinstance(interval, list | tuple)
@@ -68,7 +91,10 @@ class Prediction:
             or not all(_is_frame(frame) for frame in interval)
             or interval[1] < interval[0]
         ):
-            raise SampleError(f"interval must be whole frames [start, end) with 0 <= start <= end, got {interval!r}.")
+            got = shown(interval)
+            raise SampleError(f"interval must be whole frames [start, end) with 0 <= start <= end, got {got}.")
+        if interval[1] > MOST_FRAMES:
+            raise SampleError(f"interval must end before frame {MOST_FRAMES}, got {shown(interval)}.")
         object.__setattr__(self, "interval", (int(interval[0]), int(interval[1])))
         object.__setattr__(self, "boxes", _check_boxes("boxes", self.boxes))
         if self.oracle_boxes is not None:
@@ -79,7 +105,7 @@ class Prediction:
         """What a grounding result says: seconds become frames by its `fps`, boxes are those of its tube."""
         return cls(
             id=id,
-            interval=to_frame_range(result.interval, result.fps),
+            interval=to_frame_range(result.interval, result.fps, getattr(result, "frame_count", None)),
             boxes={entry.frame: entry.box for entry in result.tube},
             oracle_boxes=oracle_boxes,
         )
@@ -106,7 +132,7 @@ class Prediction:
             raise SampleError(f"a prediction must be a JSON object, got {type(record).__name__}.")
         unknown = sorted(set(record) - set(_KEYS))
         if unknown:
-            raise SampleError(f"unknown key {', '.join(map(repr, unknown))}; allowed are {', '.join(_KEYS)}.")
+            raise SampleError(f"unknown key {shown_list(unknown)}; allowed are {', '.join(_KEYS)}.")
         missing = [key for key in ("id", "interval") if key not in record]
         if missing:
             raise SampleError(f"missing key {', '.join(map(repr, missing))}; every prediction needs id and interval.")
@@ -114,15 +140,9 @@ class Prediction:
         return cls(
             id=record["id"],
             interval=record["interval"],
-            boxes=_parse_frames("boxes", record.get("boxes", {})),
-            oracle_boxes=None if oracle is None else _parse_frames("oracle_boxes", oracle),
+            boxes=parse_frames("boxes", record.get("boxes", {})),
+            oracle_boxes=None if oracle is None else parse_frames("oracle_boxes", oracle),
         )
-
-
-def to_frame_range(interval: tuple[float, float], fps: float) -> tuple[int, int]:
-    """Seconds [start, end) as frames [start, end), both rounded; at least one frame remains."""
-    start = max(round(interval[0] * fps), 0)
-    return start, max(round(interval[1] * fps), start + 1)
 
 
 def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
@@ -132,30 +152,14 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
         SampleError: the file cannot be read, a line breaks the schema, or an id comes twice (names the line).
     """
     path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # others break lines at signs that an id may hold
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SampleError(f"{path} cannot be read as a prediction file: {reason}.") from error
-    seen: dict[str, int] = {}
+    ids = UniqueIds()
     predictions = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path, "a prediction file"):
         try:
-            prediction = Prediction.from_record(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise SampleError(
-                f"{path}:{number}: not a complete JSON object: {error.msg} (column {error.colno})."
-            ) from error
+            prediction = Prediction.from_record(parse_line(line))
+            ids.add(prediction.id, number)
         except SampleError as error:
             raise SampleError(f"{path}:{number}: {error}") from error
-        if prediction.id in seen:
-            raise SampleError(
-                f"{path}:{number}: id {prediction.id!r} was already used in line {seen[prediction.id]}; "
-                "ids must be unique."
-            )
-        seen[prediction.id] = number
         predictions.append(prediction)
     return predictions
 
@@ -168,33 +172,40 @@ def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Predic
     """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for prediction in predictions:
-            file.write(json.dumps(prediction.to_record(), ensure_ascii=False) + "\n")
+            file.write(json.dumps(prediction.to_record(), ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _is_frame(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 0)
 
 
-def _check_boxes(name: str, boxes: Mapping[int, Any]) -> dict[int, Box]:
+def _check_boxes(name: str, boxes: Mapping[int, Any]) -> Mapping[int, Box]:
+    if not isinstance(boxes, Mapping):
+        raise SampleError(f"{name} must be {{frame: (x1, y1, x2, y2)}}, got {shown(boxes)}.")
     if not boxes:
         return {}
+    if isinstance(boxes, StillTube):
+        _check_boxes(name, {boxes.frames[0]: boxes.box, boxes.frames[-1]: boxes.box})
+        return boxes
     wrong = next((frame for frame in boxes if not _is_frame(frame)), None)
     if wrong is not None:
-        raise SampleError(f"{name} must be keyed by frames of 0 or more, got {wrong!r}.")
+        raise SampleError(f"{name} must be keyed by frames of 0 or more, got {shown(wrong)}.")
+    if max(boxes) >= MOST_FRAMES:
+        raise SampleError(f"{name} must be keyed by frames below {MOST_FRAMES}, got {shown(max(boxes))}.")
     try:
         values = np.asarray(list(boxes.values()))
-    except ValueError:  # boxes of unequal length
+    except (ValueError, OverflowError):  # boxes of unequal length
         values = np.zeros(0)
     if values.shape != (len(boxes), 4) or values.dtype.kind not in "iuf":
         frame, box = next(((f, b) for f, b in boxes.items() if not _is_four_numbers(b)), next(iter(boxes.items())))
-        raise SampleError(f"{name} must hold four numbers [x1, y1, x2, y2] a frame, got {box!r} in frame {frame}.")
+        raise SampleError(f"{name} must hold four numbers [x1, y1, x2, y2] a frame, got {shown(box)} in frame {frame}.")
     values = values.astype(np.float64)
-    bad = ~np.isfinite(values).all(axis=1) | (values[:, 2:] < values[:, :2]).any(axis=1)
-    if bad.any():
-        row = int(bad.argmax())
-        raise SampleError(
-            f"{name} must be finite with x2 >= x1 and y2 >= y1, got {values[row].tolist()} in frame {list(boxes)[row]}."
-        )
+    inverted = ~np.isfinite(values).all(axis=1) | (values[:, 2:] < values[:, :2]).any(axis=1)
+    far = (np.abs(values) > FARTHEST).any(axis=1)
+    for bad, rule in ((inverted, "be finite with x2 >= x1 and y2 >= y1"), (far, f"lie within {FARTHEST} pixels")):
+        if bad.any():
+            row = int(bad.argmax())
+            raise SampleError(f"{name} must {rule}, got {values[row].tolist()} in frame {list(boxes)[row]}.")
     return {int(frame): (box[0], box[1], box[2], box[3]) for frame, box in zip(boxes, values.tolist(), strict=True)}
 
 
@@ -204,15 +215,3 @@ def _is_four_numbers(box: Any) -> bool:
         and len(box) == 4
         and all(isinstance(v, int | float | np.number) and not isinstance(v, bool) for v in box)
     )
-
-
-def _parse_frames(name: str, value: Any) -> dict[int, Any]:
-    if not isinstance(value, Mapping):
-        raise SampleError(f"{name} must be an object {{frame: [x1, y1, x2, y2]}}, got {type(value).__name__}.")
-    boxes = {}
-    for key, box in value.items():
-        try:
-            boxes[int(key)] = box
-        except ValueError as error:
-            raise SampleError(f"{name} must be keyed by frame numbers, got {key!r}.") from error
-    return boxes

@@ -37,6 +37,14 @@ class Colors:
 _CSS = Colors(ink="#010001", muted="#010002", line="#010003", predicted="#010004", true="#010005")
 
 
+_UNWRITABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+def writable(text: str) -> str:
+    """Text of others with a replacement character for what no page and no chart can hold: controls, surrogates."""
+    return _UNWRITABLE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
 def draw_timeline(
     axes: Axes,
     result: GroundingResult,

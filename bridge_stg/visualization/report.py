@@ -20,7 +20,7 @@ from ..errors import VideoError
 from ..evaluation.metrics import SampleScore, score_sample
 from ..evaluation.predictions import Prediction
 from ..files import ensure_writable_folder, write_text
-from .charts import draw_extents, draw_loss, draw_timeline, to_svg
+from .charts import draw_extents, draw_loss, draw_timeline, to_svg, writable
 from .drawing import render_frame, scale_frame, true_boxes
 from .strip import pick_frames
 
@@ -74,6 +74,7 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: writable(value) if type(value) is str else value,
     )
     scores = [view["score"] for view in views if view["score"] is not None]
     page = environment.get_template("report.html.j2").render(

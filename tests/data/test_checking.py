@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -135,3 +136,28 @@ def test_charts(tmp_path):
     assert (tmp_path / "s.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(ValueError, match=r"a chart must be a \.png, \.svg or \.pdf, got 's\.txt'"):
         draw_statistics(measure_dataset([]), "s.txt")
+
+
+@pytest.mark.parametrize(
+    "title", ["$x^$", "50$ or 60$", "\\frac{", "中文 \U0001f600", "a\x00\x1b[31m\n\ud800", "x" * 5_000]
+)
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_a_title_is_drawn_as_it_is(tmp_path, title, suffix):
+    from bridge_stg.visualization.dataset_charts import draw_statistics
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        draw_statistics(measure_dataset([make()]), tmp_path / f"s.{suffix}", title)
+    assert (tmp_path / f"s.{suffix}").stat().st_size > 1_000
+
+
+def test_the_farthest_values_are_measured_and_drawn(tmp_path):
+    from bridge_stg.visualization.dataset_charts import draw_statistics
+
+    far = GroundingSample(
+        "a", "v.mp4", "w " * 200_000, 2, 16384, 25.0, 2**31 - 1, interval=(1e7, 8e7), boxes={0: (-1e6, -1e6, 1e6, 1e6)}
+    )
+    found = measure_dataset([far])
+    json.dumps(found.to_dict(), allow_nan=False)
+    draw_statistics(found, tmp_path / "s.png")
+    assert (tmp_path / "s.png").stat().st_size > 1_000

@@ -112,7 +112,7 @@ def test_broken_records_name_file_line_and_rule(tmp_path, change, rule):
             json.dumps(RECORD) + "\n" + json.dumps(RECORD)[:-20],
             r":2: not a complete JSON object: .+\(column \d+\)",
         ),
-        (json.dumps(RECORD) + "\n" + json.dumps(RECORD), ":2: id 'a' is already in line 1"),
+        (json.dumps(RECORD) + "\n" + json.dumps(RECORD), ":2: id 'a' was already used in line 1"),
         ("[1, 2]", ":1: a record must be a JSON object, got list"),
         (json.dumps({"id": "a", "video": "a.mp4"}), ":1: missing key 'width', 'height', 'fps'"),
         ("\n\n", "holds no record"),
@@ -131,7 +131,7 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(SampleError, match="cannot be read as an annotation file: Is a directory"):
         read_samples(tmp_path)
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SampleError, match="cannot be read as an annotation file"):
+    with pytest.raises(SampleError, match=r"binary\.jsonl:1: not UTF-8 text"):
         read_samples(tmp_path / "binary.jsonl")
 
 
@@ -140,3 +140,52 @@ def test_unwritable_target(tmp_path):
     with pytest.raises(OutputError, match=r"test\.jsonl cannot be written"):
         write_samples(tmp_path / "test.jsonl", [GroundingSample.from_record(RECORD)])
     assert [item.name for item in tmp_path.iterdir()] == ["test.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        ({"id": None}, "id must be a non-empty text, got None"),
+        ({"width": 10**9}, "width and height must be at most 16384, got 1000000000 x 48"),
+        ({"frame_count": 10**18}, "frame_count must be below 2147483648, got 1000000000000000000"),
+        ({"fps": 1e-300}, r"fps must be in 1e-06\.\.1e\+06 \(frames per second\), got 1e-300"),
+        ({"fps": 1e300}, r"fps must be in 1e-06\.\.1e\+06"),
+        ({"fps": 10**400}, r"fps must be a positive number .* got 1000"),
+        ({"interval": [0, 10**12]}, r"interval must end before frame 2147483648, got 2\.5e\+11 s at 4 frames a second"),
+        ({"interval": [True, 10]}, "interval must be two numbers"),
+        ({"boxes": {"4": [0, 0, 1e308, 1e308]}}, "the box of frame 4 must lie within 1048576 pixels"),
+        ({"boxes": {"4": [0, 0, 1, 1], "04": [0, 0, 1, 1]}}, "boxes must have one box a frame, got two of frame 4"),
+        ({"boxes": {"1_0": [0, 0, 1, 1]}}, "boxes must be keyed by frame numbers, got '1_0'"),
+        ({"video": "a\0b"}, "video must be a path that a file can have"),
+    ],
+)
+def test_numbers_that_no_clip_has(change, rule):
+    with pytest.raises(SampleError, match=rule):
+        GroundingSample.from_record({**RECORD, **change}, root="/videos")
+
+
+def test_half_a_character_is_no_text():
+    with pytest.raises(SampleError, match=r"sentence holds half a character, which UTF-8 cannot hold: 'x \\ud800'\."):
+        GroundingSample("a", "v.mp4", "x \ud800", 8, 8, 5.0, 3)
+
+
+def test_a_video_whose_folder_is_not_utf_8(tmp_path):
+    """Inside such a folder paths are relative and can be written; from elsewhere JSON cannot hold them."""
+    folder = tmp_path / "caf\udce9"
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    sample = GroundingSample.from_record(RECORD, root=folder)
+    write_samples(folder / "a.jsonl", [sample])
+    assert read_samples(folder / "a.jsonl") == [sample]
+    with pytest.raises(SampleError, match=r"the path of the video of 'a' is not UTF-8: .*udce9"):
+        write_samples(tmp_path / "a.jsonl", [sample])
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_an_event_in_the_last_half_frame_is_the_last_frame():
+    sample = GroundingSample("t", "v.mp4", "it jumps", 8, 8, 4.0, 24, interval=(5.9, 6.0))
+    assert sample.interval_frames == (23, 24)
+    beyond = GroundingSample("t", "v.mp4", "it jumps", 8, 8, 4.0, 24, interval=(6.0, 6.25))
+    assert beyond.interval_frames == (24, 25)  # not in the video at all, which `check_dataset` reports

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import pickle
 
 import pytest
@@ -59,7 +60,13 @@ def test_what_cannot_be_used_is_listed(path):
     store = SampleStore(path)
     assert [found.id for found in store] == ["s0", "s1"]
     assert [problem.id for problem in store.problems] == ["line 2", "line 4", "line 5", "line 6", "line 7"]
-    expected = ("not a complete JSON", "'s0' has come before", "missing key", "--align", "200 times the other")
+    expected = (
+        "not a complete JSON",
+        "id 's0' was already used in line 1",
+        "missing key",
+        "--align",
+        "200 times the other",
+    )
     for problem, words in zip(store.problems, expected, strict=True):
         assert words in problem.reason
 
@@ -75,9 +82,12 @@ def test_a_referring_sample_is_one_frame_whatever_it_is_taken_from(tmp_path):
     [
         ('"width": 1000000000000', "must be at most 16384, got 1000000000000 x 360"),
         ('"frame_count": 3000000000', "frame_count must be below 2147483648, got 3000000000"),
-        ('"fps": 1' + "0" * 400, "a number in it is too large"),
-        ('"fps": 1' + "0" * 5000, "not a complete JSON object"),
-        ('"tier": ' + "[" * 100_000, "not a complete JSON object"),
+        (
+            '"fps": 1' + "0" * 400,
+            "fps must be a positive number (frames per second), got 100000000000000000",
+        ),
+        ('"fps": 1' + "0" * 5000, "a number in it has thousands of digits"),
+        ('"tier": ' + "[" * 100_000, "its brackets are nested too deeply"),
     ],
 )
 def test_no_line_can_stop_the_opening(path, change, reason):
@@ -130,3 +140,29 @@ def test_a_file_that_changes_underneath_is_noticed(path):
     path.write_text("{}\n" * 5)
     with pytest.raises(SampleError, match="has changed since it was opened"):
         store[4]
+
+
+def test_only_a_line_that_is_another_is_refused(path):
+    store = SampleStore(path)
+    text = path.read_text()
+    path.write_text(text.replace("a dog runs", "a cat runs", 1) + "one more\n")
+    assert store[1].id == "s1"
+    with pytest.raises(SampleError, match=r"train\.jsonl has changed since it was opened; its record 0 is another\."):
+        store[0]
+    path.write_text(text)  # the same again, at another time
+    assert store[0].id == "s0"
+
+
+def test_a_byte_order_mark_belongs_to_no_record(path):
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    store = SampleStore(path)
+    assert store.problems == [] and store[0] == sample(0, video=str(path.parent / "clip0.mp4"))
+
+
+def test_a_pipe_cannot_be_read_by_place(path):
+    reading, writing = os.pipe()
+    os.write(writing, path.read_bytes())
+    os.close(writing)
+    with pytest.raises(SampleError, match="is a pipe or a device"):
+        SampleStore(f"/dev/fd/{reading}")
+    os.close(reading)

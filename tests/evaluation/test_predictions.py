@@ -11,6 +11,7 @@ import pytest
 
 from bridge_stg.errors import OutputError, SampleError
 from bridge_stg.evaluation import Prediction, read_predictions, to_frame_range, write_predictions
+from bridge_stg.evaluation.predictions import StillTube
 
 BOX = (1.0, 2.0, 3.5, 4.25)
 
@@ -119,3 +120,41 @@ def test_prediction_from_a_result() -> None:
     result = Result((0.5, 1.0), 4.0, [Entry(2, BOX), Entry(3, BOX)])
     assert Prediction.from_result("a", result) == Prediction("a", (2, 4), {2: BOX, 3: BOX})
     assert Prediction.from_result("a", result, {9: BOX}).oracle_boxes == {9: BOX}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ('{"id": "a", "interval": [0, 1%s]}' % ("0" * 400), "interval must end before frame 2147483648"),
+        ('{"id": "a", "interval": [0, %s]}' % ("9" * 5_000), "a number in it has thousands of digits"),
+        ('{"id": "a", "interval": %s}' % ("[" * 100_000), "its brackets are nested too deeply"),
+        ('{"id": "x \\ud800", "interval": [0, 1]}', "half a character"),
+        ('{"id": "a", "interval": [0, 1], "boxes": {"0": [0, 0, 1e308, 1]}}', "boxes must lie within 1048576 pixels"),
+        ('{"id": "a", "interval": [0, 1], "boxes": {"0": [0, 0, 1%s, 1]}}' % ("0" * 400), "four numbers"),
+        ('{"id": "a", "interval": [0, 1], "boxes": {"9999999999": [0, 0, 1, 1]}}', "keyed by frames below 2147483648"),
+        ('{"id": "a", "interval": [0, 1], "boxes": {"7": [0, 0, 1, 1], "07": [0, 0, 1, 1]}}', "got two of frame 7"),
+        ('{"id": "a", "interval": [true, 1]}', "whole frames"),
+    ],
+    ids=range(9),
+)
+def test_what_no_prediction_can_be_is_one_short_sentence(tmp_path: Path, record: str, message: str) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('\ufeff{"id": "ok", "interval": [0, 1]}\n' + record + "\n", encoding="utf-8")
+    with pytest.raises(SampleError, match=message) as caught:
+        read_predictions(path)
+    assert str(caught.value).startswith(f"{path}:2: ") and len(str(caught.value)) < 500
+
+
+def test_one_box_in_every_frame_takes_no_room() -> None:
+    tube = StillTube(range(3, 2**31 - 1), BOX)
+    prediction = Prediction("a", (3, 2**31 - 1), tube)
+    assert prediction.boxes[2**30] == BOX and len(prediction.boxes) == 2**31 - 4
+    assert 2 not in prediction.boxes and StillTube(range(3, 5), BOX) == {3: BOX, 4: BOX}
+    with pytest.raises(SampleError, match="x2 >= x1"):
+        Prediction("a", (0, 1), StillTube(range(9), (5.0, 0.0, 1.0, 1.0)))
+
+
+def test_seconds_that_are_no_numbers_are_one_sentence() -> None:
+    for interval in ((float("nan"), 1.0), (0.0, float("inf"))):
+        with pytest.raises(SampleError, match="interval and fps must be finite numbers"):
+            to_frame_range(interval, 4.0)

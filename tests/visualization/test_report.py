@@ -175,3 +175,10 @@ def test_heat_map_dims_what_was_dropped(make_clip: Callable, tmp_path: Path) -> 
     brightness = [cells[i].sum() for i in kept.index]
     assert np.argsort(brightness).tolist() == np.argsort(kept.score).tolist()
     assert min(brightness) > 3 * 50
+
+
+def test_what_no_page_can_hold_is_replaced(make_clip: Callable, tmp_path: Path) -> None:
+    clip = make_clip()
+    odd = replace(clip.result, sentence="half \ud800 & $x^$ \x00\x1b[31m", answer="\udfff<b>")
+    text = write_report([ReportEntry(odd)], tmp_path / "r.html", title="T \ud800").read_text(encoding="utf-8")
+    assert "half \ufffd &amp; $x^$ \ufffd\ufffd[31m" in text and "\ufffd&lt;b&gt;" in text and "T \ufffd" in text

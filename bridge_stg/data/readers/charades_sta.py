@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import SampleError
+from ..jsonl import decode, numbered_lines
 from ..sample import GroundingSample
 from ..time_base import UNKNOWN_SIZE
+from ..values import shown
 from .reading import Item, VideoFolder, attempt
 
 # The file has seconds and no frames: a clock of tenths, to which its times are rounded, stands in for them.
@@ -36,28 +38,25 @@ def read_charades_sta(
         SampleError: the file cannot be read or is empty.
     """
     path = Path(annotations)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SampleError(f"{path} cannot be read as Charades-STA annotations: {reason}.") from error
-    if not any(line.strip() for line in lines):
-        raise SampleError(f"{path} holds no line; Charades-STA has one <video> <start> <end>##<sentence> a line.")
     folder = VideoFolder(videos)
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield attempt(f"line {number}", partial(_sample, line, number, folder))
+    empty = True
+    for number, line in numbered_lines(path, "Charades-STA annotations"):
+        empty = False
+        yield attempt(f"line {number}", partial(_sample, line, number, folder))
+    if empty:
+        raise SampleError(f"{path} holds no line; Charades-STA has one <video> <start> <end>##<sentence> a line.")
 
 
-def _sample(line: str, number: int, folder: VideoFolder) -> GroundingSample:
-    head, separator, sentence = line.partition("##")
+def _sample(line: bytes, number: int, folder: VideoFolder) -> GroundingSample:
+    text = decode(line)
+    head, separator, sentence = text.partition("##")
     parts = head.split()
     if not separator or len(parts) != 3:
-        raise SampleError(f"a line must be <video> <start> <end>##<sentence>, got {line[:80]!r}.")
+        raise SampleError(f"a line must be <video> <start> <end>##<sentence>, got {shown(text)}.")
     try:
         start, end = float(parts[1]), float(parts[2])
     except ValueError as error:
-        raise SampleError(f"start and end must be seconds, got {parts[1]!r} and {parts[2]!r}.") from error
+        raise SampleError(f"start and end must be seconds, got {shown(parts[1])} and {shown(parts[2])}.") from error
     return GroundingSample(
         id=f"{parts[0]}-{number}",
         video=folder.find(f"{parts[0]}.mp4"),

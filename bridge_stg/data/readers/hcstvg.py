@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -10,6 +9,7 @@ from typing import Any
 
 from ...errors import SampleError
 from ..sample import Box, GroundingSample
+from ..values import is_number, shown
 from .reading import Convention, Item, Problem, VideoFolder, attempt, load_json, require, unknown_keys, whole
 
 CLIP_SECONDS = 20.0
@@ -81,12 +81,14 @@ def _sample(
     start = whole(record, "st_frame", "an HC-STVG record", 1) - 1
     tube = record["bbox"]
     if not isinstance(tube, list) or not tube:
-        raise SampleError(f"bbox of an HC-STVG record must be an array of boxes [x, y, w, h], got {tube!r:.60}.")
+        raise SampleError(f"bbox of an HC-STVG record must be an array of boxes [x, y, w, h], got {shown(tube)}.")
     end = start + len(tube)
     if end > count:
         raise SampleError(f"the tube ends at frame {end}, but the clip has {count} frames.")
     if "ed_frame" in record and record["ed_frame"] != end:
-        raise SampleError(f"ed_frame is {record['ed_frame']!r}, but {len(tube)} boxes from {start + 1} end at {end}.")
+        raise SampleError(
+            f"ed_frame is {shown(record['ed_frame'])}, but {len(tube)} boxes from {start + 1} end at {end}."
+        )
     shift = 1 if convention == "tubedetr" else 0
     boxes = {start + shift + index: _box(start + 1 + index, box) for index, box in enumerate(tube)}
     boxes = {frame: box for frame, box in boxes.items() if frame < count}
@@ -115,8 +117,10 @@ def _compare_times(name: str, record: Mapping[str, Any], sample: GroundingSample
     """A note where the times in seconds and the frames of the tube differ by more than half a second."""
     assert sample.interval is not None
     times = [record[key] for key in _TIMES]
-    if not all(_is_number(time) for time in times):
-        yield Problem(name, f"st_time and ed_time must be seconds, got {times[0]!r} and {times[1]!r}.", skipped=False)
+    if not all(is_number(time) for time in times):
+        yield Problem(
+            name, f"st_time and ed_time must be seconds, got {shown(times[0])} and {shown(times[1])}.", skipped=False
+        )
     elif max(abs(a - b) for a, b in zip(times, sample.interval, strict=True)) > 0.5:
         tube, said = ("{:.2f} to {:.2f} s".format(*pair) for pair in (sample.interval, times))
         yield Problem(name, f"the tube says {tube}, st_time and ed_time say {said}; the tube is taken.", skipped=False)
@@ -127,18 +131,14 @@ def _size(record: Mapping[str, Any], needed: tuple[str, ...]) -> tuple[Any, Any]
         return record["width"], record["height"]
     size = record["img_size"]
     if not isinstance(size, list) or len(size) != 2:
-        raise SampleError(f"img_size must be [height, width], got {size!r}.")
+        raise SampleError(f"img_size must be [height, width], got {shown(size)}.")
     return size[1], size[0]
 
 
 def _box(frame: int, box: Any) -> Box:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        raise SampleError(f"the box of frame {frame} (1-based) must be four numbers [x, y, w, h], got {box!r}.")
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
+        raise SampleError(f"the box of frame {frame} (1-based) must be four numbers [x, y, w, h], got {shown(box)}.")
     x, y, width, height = box
     if width < 0 or height < 0:
-        raise SampleError(f"the box of frame {frame} (1-based) must have w >= 0 and h >= 0, got {box}.")
+        raise SampleError(f"the box of frame {frame} (1-based) must have w >= 0 and h >= 0, got {shown(box)}.")
     return x, y, x + width, y + height
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,10 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import SampleError
+from ..jsonl import read_json
 from ..sample import GroundingSample
+from ..values import MOST_FRAMES, is_path, is_unicode, is_whole, shown, shown_list
 
 Convention = Literal["exact", "tubedetr", "stcat"]
 CONVENTIONS: tuple[Convention, ...] = ("exact", "tubedetr", "stcat")
+MOST_SKIPPED = 200_000  # more than a published dataset has records
 VIDEO_SUFFIXES = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".jpg", ".jpeg", ".png"))
 
 
@@ -66,13 +68,40 @@ class Dataset:
         )
 
 
+def of_this_kind(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, as long as they are more than a list of what is wrong: a file of another kind has millions of those.
+
+    Raises:
+        SampleError: see `refuse_other_kind`.
+    """
+    samples = skipped = 0
+    for item in items:
+        yield item
+        if isinstance(item, GroundingSample):
+            samples += 1
+        elif item.skipped:
+            skipped += 1
+            refuse_other_kind(samples, skipped, item)
+
+
+def refuse_other_kind(samples: int, skipped: int, last: Problem) -> None:
+    """Raises:
+    SampleError: 200,000 records were left out, and not one in a hundred was read.
+    """
+    if skipped >= MOST_SKIPPED and skipped > 100 * samples:
+        raise SampleError(
+            f"{skipped} of the first {skipped + samples} records cannot be read, so that the file must be of another "
+            f"kind; the last one, {shown(last.id)}: {last.reason}"
+        )
+
+
 def without_doubles(items: Iterable[Item]) -> Iterator[Item]:
     """The items, a sample whose id was already seen replaced by a problem."""
     seen: set[str] = set()
     for item in items:
         if isinstance(item, GroundingSample):
             if item.id in seen:
-                yield Problem(item.id, f"id {item.id!r} was already used; ids must be unique.")
+                yield Problem(item.id, f"id {shown(item.id)} was already used; ids must be unique.")
                 continue
             seen.add(item.id)
         yield item
@@ -90,18 +119,9 @@ def load_json(path: str | os.PathLike[str], kind: type, what: str) -> Any:
     """Parse a JSON file whose outermost value is a `kind` (list or dict).
 
     Raises:
-        SampleError: it cannot be read, is not complete JSON, or holds another kind of value.
+        SampleError: `read_json` refuses it, or it holds another kind of value.
     """
-    path = Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise SampleError(
-            f"{path} is not complete JSON: {error.msg} (line {error.lineno}, column {error.colno})."
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SampleError(f"{path} cannot be read as {what}: {reason}.") from error
+    value = read_json(path, what)
     if not isinstance(value, kind):
         expected = "a JSON array" if kind is list else "a JSON object"
         raise SampleError(f"{path} cannot be read as {what}: it must hold {expected}, got {type(value).__name__}.")
@@ -126,21 +146,21 @@ def unknown_keys(name: str, record: Any, known: Collection[str]) -> Iterator[Pro
     """A note where `record` has keys that the published format has not: they are not read."""
     unknown = sorted(str(key) for key in record if key not in known) if isinstance(record, Mapping) else []
     if unknown:
-        keys = ", ".join(map(repr, unknown))
-        yield Problem(
-            name, f"unknown key {keys} is not read; the format has {', '.join(sorted(known))}.", skipped=False
-        )
+        reason = f"unknown key {shown_list(unknown)} is not read; the format has {', '.join(sorted(known))}."
+        yield Problem(name, reason, skipped=False)
 
 
 def whole(record: Mapping[str, Any], key: str, what: str, least: int = 0) -> int:
-    """`record[key]`, once it is a whole number of at least `least`.
+    """`record[key]`, once it is a whole number of at least `least`, and small enough to count frames.
 
     Raises:
         SampleError: it is not.
     """
     value = record.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise SampleError(f"{key} of {what} must be a whole number of at least {least}, got {value!r}.")
+    if not is_whole(value) or value < least:
+        raise SampleError(f"{key} of {what} must be a whole number of at least {least}, got {shown(value)}.")
+    if value >= MOST_FRAMES:
+        raise SampleError(f"{key} of {what} must be below {MOST_FRAMES}, got {shown(value)}.")
     return value
 
 
@@ -155,16 +175,22 @@ class VideoFolder:
             SampleError: it is not a folder.
         """
         self.folder = None if folder is None else Path(folder)
-        if self.folder is not None and not self.folder.is_dir():
+        if self.folder is not None and not os.path.isdir(self.folder):
             raise SampleError(f"{self.folder} is not a folder; the videos are looked for in it.")
         self._by_stem: dict[str, Path] | None = None
 
     def find(self, name: str) -> str:
-        """Path of the video `name`; where there is none, the path at which it was expected."""
+        """Path of the video `name`; where there is none, the path at which it was expected.
+
+        Raises:
+            SampleError: no file can have this name.
+        """
+        if not name.strip() or not is_path(name) or not is_unicode(name):
+            raise SampleError(f"a video must have a name that a file can have, got {shown(name)}.")
         if self.folder is None:
             return name
         expected = self.folder / name
-        if expected.is_file():
+        if os.path.isfile(expected):
             return str(expected)
         if self._by_stem is None:
             files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() in VIDEO_SUFFIXES)

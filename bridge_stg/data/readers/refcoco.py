@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SampleError
+from ..jsonl import unreadable
 from ..sample import GroundingSample
+from ..values import is_key, is_number, shown
 from .reading import Item, Problem, VideoFolder, attempt, load_json, require, unknown_keys
 from .unpickling import load_plain_pickle
 
@@ -46,11 +48,15 @@ def read_refcoco(
         raise SampleError(f"{path} must hold a list of references, got {type(records).__name__}.")
     coco_path = Path(instances) if instances is not None else path.with_name("instances.json")
     coco = require(load_json(coco_path, dict, "COCO instances"), ("images", "annotations"), str(coco_path))
-    pictures, annotations = (_by_id(coco[key], key, coco_path) for key in ("images", "annotations"))
+    pictures: dict[Any, Mapping[str, Any]] = {}
+    annotations: dict[Any, Mapping[str, Any]] = {}
+    for key, table in (("images", pictures), ("annotations", annotations)):
+        yield from _fill(table, coco[key], key, coco_path)
     if split is not None:
         chosen = [record for record in records if isinstance(record, Mapping) and record.get("split") == split]
         if not chosen:
-            found = sorted({str(r.get("split")) for r in records if isinstance(r, Mapping)})
+            named = (record.get("split") for record in records if isinstance(record, Mapping))
+            found = sorted({name for name in named if isinstance(name, str)})
             raise SampleError(f"split must be one of {', '.join(found)} in {path}, got {split!r}.")
         records = chosen
     folder = VideoFolder(images)
@@ -59,6 +65,8 @@ def read_refcoco(
         yield from unknown_keys(name, record, _KNOWN)
         try:
             record = require(record, _NEEDED, "a reference")
+            if not is_key(record["ref_id"]):
+                raise SampleError(f"ref_id of a reference must be a number or a text, got {shown(record['ref_id'])}.")
             name = str(record["ref_id"])
             picture, box = _look_up(record, pictures, annotations)
         except SampleError as error:
@@ -69,24 +77,38 @@ def read_refcoco(
             continue
         for index, sentence in enumerate(record["sentences"]):
             sent_id = sentence.get("sent_id", index) if isinstance(sentence, Mapping) else index
+            if not is_key(sent_id):
+                yield Problem(name, f"sent_id of sentence {index} must be a number or a text, got {shown(sent_id)}.")
+                continue
             id = f"{name}-{sent_id}"
             yield attempt(id, partial(_sample, id, sentence, picture, box, folder))
 
 
 def _find_refs(path: Path) -> Path:
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
-    found = sorted(file for file in path.iterdir() if file.name.startswith("refs") and file.suffix in (".p", ".json"))
+    try:
+        files = list(path.iterdir())
+    except OSError as error:
+        raise unreadable(path, "a folder of references", error) from error
+    found = sorted(file for file in files if file.name.startswith("refs") and file.suffix in (".p", ".json"))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
         raise SampleError(f"{path} must hold one refs(...).p or refs*.json, found {names}; name the file itself.")
     return found[0]
 
 
-def _by_id(entries: Any, key: str, path: Path) -> dict[Any, Mapping[str, Any]]:
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) and "id" in entry for entry in entries):
-        raise SampleError(f"{key} of {path} must be an array of objects with an id.")
-    return {entry["id"]: entry for entry in entries}
+def _fill(table: dict[Any, Mapping[str, Any]], entries: Any, key: str, path: Path) -> Iterator[Problem]:
+    """Put the entries into the table by id; yields those that have none, or one that is taken."""
+    if not isinstance(entries, list):
+        raise SampleError(f"{key} of {path} must be an array of objects with an id, got {type(entries).__name__}.")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or not is_key(entry.get("id")):
+            yield Problem(f"{key} {number}", f"it must be an object with a number or a text as id, got {shown(entry)}.")
+        elif entry["id"] in table:
+            yield Problem(f"{key} {number}", f"id {shown(entry['id'])} was already used; ids must be unique.")
+        else:
+            table[entry["id"]] = entry
 
 
 def _look_up(
@@ -95,8 +117,8 @@ def _look_up(
     annotations: Mapping[Any, Mapping[str, Any]],
 ) -> tuple[Mapping[str, Any], Any]:
     for key, table in (("image_id", pictures), ("ann_id", annotations)):
-        if record[key] not in table:
-            raise SampleError(f"{key} {record[key]!r} of a reference is not in the instances.")
+        if not is_key(record[key]) or record[key] not in table:
+            raise SampleError(f"{key} {shown(record[key])} of a reference is not in the instances.")
     picture = require(pictures[record["image_id"]], ("file_name", "width", "height"), "an image of the instances")
     annotation = require(annotations[record["ann_id"]], ("bbox",), "an annotation of the instances")
     return picture, annotation["bbox"]
@@ -104,14 +126,16 @@ def _look_up(
 
 def _sample(id: str, sentence: Any, picture: Mapping[str, Any], box: Any, folder: VideoFolder) -> GroundingSample:
     text = require(sentence, ("sent",), "a sentence of a reference")["sent"]
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(value, int | float) for value in box):
-        raise SampleError(f"bbox must be four numbers [x, y, w, h], got {box!r}.")
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
+        raise SampleError(f"bbox must be four numbers [x, y, w, h], got {shown(box)}.")
     x, y, width, height = box
     if width < 0 or height < 0:
-        raise SampleError(f"bbox must have w >= 0 and h >= 0, got {box}.")
+        raise SampleError(f"bbox must have w >= 0 and h >= 0, got {shown(box)}.")
+    if not isinstance(picture["file_name"], str):
+        raise SampleError(f"file_name of an image must be a text, got {shown(picture['file_name'])}.")
     return GroundingSample(
         id=id,
-        video=folder.find(str(picture["file_name"])),
+        video=folder.find(picture["file_name"]),
         sentence=text.strip() if isinstance(text, str) else text,
         width=picture["width"],
         height=picture["height"],

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import SampleError
 from ..sample import Box
+from ..values import is_key, shown
 from .reading import load_json, require
 
 _CACHE = 32  # videos; VidSTG keeps the sentences of a video together
@@ -27,12 +28,11 @@ class VidORVideo:
     """
 
     video_path: str | None
-    tracks: Mapping[int, Mapping[int, Any]]
+    tracks: Mapping[Any, Mapping[int, Any]]
 
-    def tube(self, target: int, frames: Iterable[int]) -> dict[int, Box]:
+    def tube(self, target: Any, frames: range) -> dict[int, Box]:
         """Boxes of a trajectory at those of `frames` that have one."""
-        track = self.tracks.get(target, {})
-        return {frame: track[frame] for frame in frames if frame in track}
+        return {frame: box for frame, box in self.tracks.get(target, {}).items() if frame in frames}
 
 
 class VidORBoxes:
@@ -43,15 +43,15 @@ class VidORBoxes:
         SampleError: there is no such folder or file.
         """
         path = Path(path)
-        if not path.exists():
+        if not os.path.exists(path):
             raise SampleError(f"{path} does not exist; VidOR boxes are a folder of <video id>.json files, or one file.")
         self.path = path
         self._files: dict[str, Path] = {}
-        for file in sorted(path.rglob("*.json")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.json")) if os.path.isdir(path) else [path]:
             # A copy may carry more in its name than the video's id.
             for name in (file.stem, *re.findall(r"(?<!\d)\d{6,}(?!\d)", file.stem)):
                 self._files.setdefault(name, file)
-        self._cache: OrderedDict[str, VidORVideo] = OrderedDict()
+        self._cache: OrderedDict[str, VidORVideo | SampleError] = OrderedDict()
 
     def video(self, vid: str) -> VidORVideo:
         """Annotation of a video.
@@ -59,25 +59,32 @@ class VidORBoxes:
         Raises:
             SampleError: there is no file for it, or the file is broken.
         """
-        if vid in self._cache:
-            self._cache.move_to_end(vid)
-            return self._cache[vid]
         if vid not in self._files:
-            raise SampleError(f"{self.path} has no VidOR file of video {vid!r}, so its boxes are unknown.")
-        self._cache[vid] = _parse(self._files[vid])
-        if len(self._cache) > _CACHE:
-            self._cache.popitem(last=False)
-        return self._cache[vid]
+            raise SampleError(f"{self.path} has no VidOR file of video {shown(vid)}, so its boxes are unknown.")
+        if vid not in self._cache:
+            try:
+                self._cache[vid] = _parse(self._files[vid])
+            except SampleError as error:  # kept as well: every sentence of the video would read the file again
+                self._cache[vid] = error
+            if len(self._cache) > _CACHE:
+                self._cache.popitem(last=False)
+        self._cache.move_to_end(vid)
+        found = self._cache[vid]
+        if isinstance(found, SampleError):
+            raise SampleError(str(found))
+        return found
 
 
 def _parse(path: Path) -> VidORVideo:
     record = require(load_json(path, dict, "a VidOR annotation"), ("trajectories",), str(path))
     if not isinstance(record["trajectories"], list):
         raise SampleError(f"trajectories of {path} must be an array with one entry a frame.")
-    tracks: dict[int, dict[int, Any]] = {}
+    tracks: dict[Any, dict[int, Any]] = {}
     for frame, entries in enumerate(record["trajectories"]):
         for entry in entries if isinstance(entries, list) else [entries]:
             entry = require(entry, ("tid", "bbox"), f"an object in frame {frame} of {path}")
+            if not is_key(entry["tid"]):
+                raise SampleError(f"tid of an object in frame {frame} of {path} is {shown(entry['tid'])}, no number.")
             box = require(entry["bbox"], ("xmin", "ymin", "xmax", "ymax"), f"a box in frame {frame} of {path}")
             tracks.setdefault(entry["tid"], {})[frame] = (box["xmin"], box["ymin"], box["xmax"], box["ymax"])
     video_path = record.get("video_path")

@@ -8,6 +8,7 @@ from typing import Any
 
 from ...errors import SampleError
 from ..sample import Box, GroundingSample, SentenceType
+from ..values import is_key, is_number, shown
 from .reading import Convention, Item, Problem, VideoFolder, load_json, require, unknown_keys, whole
 from .vidor import VidORBoxes, VidORVideo
 
@@ -65,7 +66,7 @@ def _read_record(
     record = require(record, _NEEDED, "a VidSTG record")
     vid = record["vid"]
     if not isinstance(vid, str) or not vid.strip():
-        raise SampleError(f"vid of a VidSTG record must be a non-empty text, got {vid!r}.")
+        raise SampleError(f"vid of a VidSTG record must be a non-empty text, got {shown(vid)}.")
     count = whole(record, "frame_count", "a VidSTG record", 1)
     first, last = _frames(record, "used_segment")
     start, end = _frames(record, "temporal_gt")
@@ -93,11 +94,15 @@ def _read_record(
             try:
                 sentence = require(sentence, ("description", "target_id"), f"a sentence in {key}")
                 target = sentence["target_id"]
+                if not is_key(target):
+                    raise SampleError(f"target_id of a sentence must be a number or a text, got {shown(target)}.")
                 if annotated is not None and target not in tubes:
                     tubes[target] = _tube(annotated, target, range(start, tube_end), convention)
                 tube = tubes.get(target, {})
                 if annotated is not None and not tube:
-                    raise SampleError(f"VidOR has no box of trajectory {target!r} in frames {start}..{end} of {vid}.")
+                    raise SampleError(
+                        f"VidOR has no box of trajectory {shown(target)} in frames {start}..{end} of {vid}."
+                    )
                 description = sentence["description"]
                 sample = GroundingSample(
                     id=id,
@@ -140,6 +145,6 @@ def _list(record: Mapping[str, Any], key: str) -> list[Any]:
 
 
 def _seconds(frames: tuple[int, int], fps: Any) -> tuple[float, float]:
-    if not isinstance(fps, int | float) or isinstance(fps, bool) or not fps > 0:
-        raise SampleError(f"fps must be a positive number (frames per second), got {fps!r}.")
+    if not is_number(fps) or fps <= 0:
+        raise SampleError(f"fps must be a positive number (frames per second), got {shown(fps)}.")
     return frames[0] / fps, frames[1] / fps

@@ -7,7 +7,7 @@ Source: tzhhhh123/HC-STVG, eval_hcvg.py. It knows inclusive ends; here ends are 
 from __future__ import annotations
 
 from ...data.sample import GroundingSample
-from ..metrics import MetricProtocol, SampleScore, sum_iou, true_frames
+from ..metrics import MetricProtocol, SampleScore, sum_iou, true_frames, tube_frames
 from ..predictions import Prediction
 
 
@@ -21,7 +21,7 @@ def score_hcstvg_official(sample: GroundingSample, prediction: Prediction) -> Sa
         SampleError: the sample has no interval.
     """
     true, predicted = true_frames(sample), prediction.interval
-    tube = [frame for frame in range(*true) if frame in sample.boxes]
+    tube = tube_frames(sample.boxes, *true)
     shared = [frame for frame in tube if predicted[0] <= frame < predicted[1] and frame in prediction.boxes]
     hull = max(true[1], predicted[1]) - min(true[0], predicted[0])
     viou = gt_viou = None

@@ -11,12 +11,14 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ...data.sample import Box, GroundingSample
-from ..metrics import MetricProtocol, SampleScore, sum_iou, temporal_iou, true_frames
-from ..predictions import Prediction
+from ..metrics import MetricProtocol, SampleScore, sum_iou, temporal_iou, true_frames, tube_frames
+from ..predictions import Prediction, StillTube
 
 
 def interpolate_boxes(boxes: Mapping[int, Box], frames: Iterable[int]) -> dict[int, Box]:
     """Boxes at `frames`, linear between the nearest given ones on both sides; none outside the given ones."""
+    if isinstance(boxes, StillTube):
+        return {frame: boxes.box for frame in frames if frame in boxes.frames}
     known = sorted(boxes)
     wanted = [frame for frame in frames if known and known[0] <= frame <= known[-1]]
     if not wanted:
@@ -41,8 +43,8 @@ def score_stcat(sample: GroundingSample, prediction: Prediction) -> SampleScore:
     viou = gt_viou = None
     if sample.boxes:
         inclusive = max(sample.boxes) == true[1]
-        tube = [frame for frame in range(true[0], true[1] + inclusive) if frame in sample.boxes]
-        shared = range(max(true[0], predicted[0]), min(true[1], predicted[1]))
+        tube = tube_frames(sample.boxes, true[0], true[1] + inclusive)
+        shared = [frame for frame in tube if predicted[0] <= frame < predicted[1] and frame < true[1]]
         union = max(true[1], predicted[1]) - min(true[0], predicted[0])
         oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
         viou = sum_iou(sample.boxes, interpolate_boxes(prediction.boxes, shared), shared) / max(union, 1)

@@ -6,7 +6,7 @@ the later of both ends.
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
 from ...data.sample import GroundingSample
 from ..metrics import MetricProtocol, SampleScore, sum_iou, temporal_iou, true_frames
@@ -22,12 +22,27 @@ def grid_frames(sample: GroundingSample) -> list[int]:
     Fifths are counted from frame 0 of the video, not of the clip; more than 200 frames are thinned evenly.
     """
     start, end = sample.segment or (0, sample.frame_count)
-    frames = np.arange(start, end)
-    tick = (frames * (GRID_FPS / sample.fps)).astype(np.int64)
-    kept: list[int] = frames[np.diff(tick, prepend=tick[0] - 1) > 0].tolist()
-    if len(kept) > MAX_FRAMES:
-        kept = [kept[j * len(kept) // MAX_FRAMES] for j in range(MAX_FRAMES)]
-    return kept
+    fifths = GRID_FPS / sample.fps  # a frame
+    if fifths >= 1:
+        count = end - start
+    else:
+        first = int(start * fifths)
+        count = int((end - 1) * fifths) - first + 1
+
+    def kept(index: int) -> int:
+        if index == 0 or fifths >= 1:
+            return start + index
+        frame = math.ceil((first + index) / fifths)
+        # The division rounds; what counts is the product, as the original has it.
+        while int((frame - 1) * fifths) >= first + index:
+            frame -= 1
+        while int(frame * fifths) < first + index:
+            frame += 1
+        return frame
+
+    if count > MAX_FRAMES:
+        return [kept(place * count // MAX_FRAMES) for place in range(MAX_FRAMES)]
+    return [kept(index) for index in range(count)]
 
 
 def score_tubedetr(sample: GroundingSample, prediction: Prediction) -> SampleScore:

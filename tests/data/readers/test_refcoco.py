@@ -114,3 +114,63 @@ def test_a_truncated_pickle_is_one_sentence(tmp_path):
         load_plain_pickle(path)
     with pytest.raises(SampleError, match="cannot be read as a pickle: No such file"):
         load_plain_pickle(tmp_path / "none.p")
+
+
+def doubled(levels):
+    """A key whose hash takes 2^levels steps: a tuple of the same tuple twice, and so on."""
+    level = b"".join(b"q%ch%c\x86" % (i, i) for i in range(levels))
+    return b"\x80\x02}()" + level + b"Nu."
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (b"\x80\x02]r\xff\xff\xff\x0f.", "it asks for 268435455 places for what it repeats, more than it has bytes"),
+        (b"(lp999999999\n.", "it asks for 999999999 places"),
+        (doubled(60), "it refers to one tuple from several places"),
+        (b"\x80\x02}()2\x86Nu.", r"it has the opcode b'2' at byte 5, which no plain data needs"),
+        (b"\x80\x04\x8d\xff\xff\xff\xff\x01\x00\x00\x00a.", "pickle data was truncated"),
+        (b"I" + b"9" * 100_000 + b"\n.", "could not convert string to int"),
+        (b"(lp0\nS'a", "pickle data was truncated"),
+    ],
+    ids=range(7),
+)
+def test_a_few_bytes_cannot_ask_for_gigabytes_or_hours(tmp_path, code, reason):
+    path = tmp_path / "refs.p"
+    path.write_bytes(code)
+    with pytest.raises(SampleError, match=reason):
+        load_plain_pickle(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_every_protocol_and_every_opcode_of_plain_data(tmp_path, protocol):
+    text = "repeated"
+    value = [text, text, "x" * 300, "y" * 70_000, b"bytes", 1, 300, 70_000, -1, 2**40, 2**2_000, 1.5, None, True, False]
+    value += [(), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {}, {1}, frozenset((2,)), {"a": text}]
+    value += [[i] for i in range(400)]
+    if protocol < 3:
+        value.remove(b"bytes")  # a call of codecs.encode in them
+    path = tmp_path / "refs.p"
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    assert load_plain_pickle(path) == value
+
+
+@pytest.mark.parametrize("table", ["images", "annotations"])
+@pytest.mark.parametrize("broken", [{"id": [5]}, {"id": {}}, {"id": None}, {}, 7])
+def test_a_broken_entry_of_the_instances_is_its_own_problem(tmp_path, table, broken):
+    instances = refcoco_instances()
+    instances[table].append(broken)
+    refs = folder_of(tmp_path)
+    data = Dataset.collect(read_refcoco(refs, write_json(tmp_path / "other.json", instances)))
+    assert len(data.samples) == 3
+    assert [problem.id for problem in data.skipped] == [f"{table} 1"]
+    assert "it must be an object with a number or a text as id, got" in data.skipped[0].reason
+
+
+def test_an_entry_of_the_instances_that_comes_twice_is_listed(tmp_path):
+    instances = refcoco_instances()
+    instances["images"].append(instances["images"][0] | {"width": 1})
+    refs = folder_of(tmp_path)
+    data = Dataset.collect(read_refcoco(refs, write_json(tmp_path / "other.json", instances)))
+    assert {sample.width for sample in data.samples} == {640}
+    assert data.skipped[0].reason == "id 3 was already used; ids must be unique."

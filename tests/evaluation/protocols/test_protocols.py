@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from bridge_stg.data import GroundingSample
 from bridge_stg.errors import SampleError
@@ -192,3 +194,30 @@ app(["evaluate", "--dataset", {str(dataset)!r}, "--predictions", {str(answers)!r
     report = json.loads(done.stdout)
     assert report["protocol"] == "stcat" and report["missing"] == ["a"] and report["unexpected"] == ["z"]
     assert "have no prediction and score 0" in done.stderr
+
+
+def grid_by_looking_at_every_frame(sample):
+    start, end = sample.segment or (0, sample.frame_count)
+    ticks = [int(frame * (5 / sample.fps)) for frame in range(start, end)]
+    kept = [start + i for i in range(end - start) if i == 0 or ticks[i] > ticks[i - 1]]
+    return [kept[place * len(kept) // 200] for place in range(200)] if len(kept) > 200 else kept
+
+
+@given(
+    fps=st.floats(0.5, 300) | st.sampled_from([5.0, 25.0, 30000 / 1001, 24000 / 1001, 4.999999, 5.01]),
+    start=st.integers(0, 100_000),
+    length=st.integers(1, 6_000),
+)
+@settings(deadline=None, max_examples=200)
+def test_the_grid_is_that_of_a_walk_over_every_frame(fps, start, length):
+    end = start + length
+    sample = make((0, 1), fps=fps, frame_count=end, segment=(start, end), boxes={})
+    assert grid_frames(sample) == grid_by_looking_at_every_frame(sample)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_an_event_in_the_last_frame_can_be_hit(name):
+    """Two frames a second, so that `ptd` looks at every one of them."""
+    sample = make((9.8, 10), fps=2.0, frame_count=10, boxes={9: BOX})
+    prediction = answer((9, 10), {9: BOX})
+    assert score(name, sample, prediction) == (1.0, 1.0, 1.0)
