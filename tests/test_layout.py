@@ -20,7 +20,7 @@ ALLOWED = {
     "visualization": {"models", "data", "evaluation"},
     "training": {"models", "modules", "data"},
 }
-COMMON = {"errors", "files", "processes", "settings", "_native"}
+COMMON = {"errors", "failures", "files", "json_text", "processes", "settings", "_native"}
 SOURCES = [path for room in ALLOWED for path in sorted((PACKAGE / room).rglob("*.py"))]
 
 
