@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from .console import Json, echo, echo_json, note, path_argument, path_option, show_table, stderr
-from .errors import OutputError
 
 if TYPE_CHECKING:
     from .data.readers import Item
@@ -118,13 +117,13 @@ def convert(
     """Write a dataset as JSON Lines, one sample a line; what cannot be read is listed and left out."""
     from .data.readers import CONVENTIONS, Problem
     from .data.sample import write_samples
+    from .files import refuse_source
 
     if convention not in CONVENTIONS:
         raise typer.BadParameter(f"{convention!r} is none of {', '.join(CONVENTIONS)}.", param_hint="--convention")
     if align and (convention != "exact" or (videos is None and format != "jsonl")):
         raise typer.BadParameter("it needs --videos and the exact convention.", param_hint="--align")
-    if out.exists() and source.exists() and out.samefile(source):
-        raise OutputError(f"{out} is the annotation file itself; name another file for the samples.")
+    refuse_source(source, out)
     items = _open(source, format, videos, boxes, split, convention)
     if align:
         from .data.readers.alignment import align_items

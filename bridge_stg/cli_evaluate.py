@@ -80,7 +80,7 @@ def evaluate(
     assert data is not None
     if data.is_file() and (unused := given(context, "split")):
         raise typer.BadParameter("it is for a folder, and --data is a file.", param_hint=unused[0])
-    switches = read_settings(settings)
+    switches = _switches(settings)
     report = _ground_and_score(
         data, split, limit, model, switches, own_device(device), batch_size, predictions, protocol, floors
     )
@@ -92,6 +92,15 @@ def evaluate(
     _show(report, as_json)
     if len(report["failed"]) == report["samples"]:
         raise BridgeSTGError(f"None of the {report['samples']} samples could be grounded.")
+
+
+def _switches(pairs: list[str] | None) -> dict[str, Any]:
+    """Names and types are checked here, before the model is loaded; ranges by the model."""
+    from .models import BridgeSTGConfig
+    from .settings import check_fields, rules_of_arguments
+
+    fixed = {"backbone_config", "backbone_name", "backbone_fingerprint"}
+    return check_fields(read_settings(pairs), rules_of_arguments(BridgeSTGConfig, but=fixed), "--set")
 
 
 def _ground_and_score(

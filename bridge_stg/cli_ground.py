@@ -85,7 +85,7 @@ def _ground_one(
     as_json: bool,
 ) -> None:
     from .data import probe
-    from .files import atomic_files, ensure_writable_folder, replaceable, write_text
+    from .files import atomic_files, ensure_writable_folder, refuse_source, replaceable, write_text
     from .json_text import dump_json
     from .models import load_model
     from .processes import own_device
@@ -94,6 +94,7 @@ def _ground_one(
     _check_sentence(sentence)
     probe(video)
     if out is not None:
+        refuse_source(video, *(out / name for name in _OUTPUTS))
         ensure_writable_folder(out)
         for name in _OUTPUTS:
             replaceable(out / name)
@@ -141,6 +142,7 @@ def _ground_manifest(
     batch_size: int,
     as_json: bool,
 ) -> None:
+    from .files import ensure_writable_folder, replaceable
     from .inference import model_fingerprint
     from .manifest import ground_manifest, read_manifest
     from .models import load_model
@@ -148,7 +150,9 @@ def _ground_manifest(
     from .processes import own_device, rank_and_size
 
     rank, world_size = rank_and_size()
-    read_manifest(manifest)  # a mistake in it must not wait for the model
+    # A mistake must not wait for the model.
+    read_manifest(manifest)
+    ensure_writable_folder(replaceable(out).parent)
     network = load_model(model).to(own_device(device))
     with progress_bar() as bar:
         task = bar.add_task("grounding", total=None)

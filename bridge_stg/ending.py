@@ -46,7 +46,7 @@ def run(app: typer.Typer, arguments: Sequence[str], name: str, *, debug: bool) -
     except BridgeSTGError as error:
         if debug:
             raise
-        failure, code = str(error), 1
+        failure, code = _sentence(error), 1
     except OSError as error:
         if debug:
             raise
@@ -61,6 +61,14 @@ def run(app: typer.Typer, arguments: Sequence[str], name: str, *, debug: bool) -
             stderr.print(Text.assemble(("error:", "red"), f" {printable(failure)}"), soft_wrap=True)
     _forget_unwritten_output()
     return code
+
+
+def _sentence(error: BridgeSTGError) -> str:
+    """A loader process sends its error with a traceback around it; the sentence is the last line."""
+    text = str(error)
+    if text.startswith("Caught ") and "\nOriginal Traceback" in text:
+        return text.rstrip().rpartition("\n")[2].partition(": ")[2]
+    return text
 
 
 def _wrong_usage(error: Any) -> int:

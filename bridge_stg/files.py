@@ -85,6 +85,21 @@ def replaceable(path: str | os.PathLike[str]) -> Path:
     return target
 
 
+def refuse_source(source: str | os.PathLike[str], *outputs: str | os.PathLike[str]) -> None:
+    """Refuse to write an output over the file it is made from, whatever names and links lead there.
+
+    Raises:
+        OutputError: an output is the source.
+    """
+    for output in outputs:
+        try:
+            same = os.path.samefile(source, output)
+        except (OSError, ValueError):  # one of them is not there; whoever reads or writes it says so
+            continue
+        if same:
+            raise OutputError(f"{output} is the file that is read, {source}, and would be replaced; choose another.")
+
+
 def beside(path: Path, suffix: str) -> Path:
     """`path` with `suffix` behind its name; a name that is too long for that is cut and marked with its digest."""
     name = os.fsencode(path.name)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import BridgeSTGError, OutputError, SampleError
+from .errors import BridgeSTGError, SampleError
 from .failures import reason_of
+from .files import refuse_source
 from .json_text import dump_json, parse_json
 from .models import GroundingResult
 from .parts import Parts, Progress
@@ -115,8 +116,7 @@ def ground_manifest(
         OutputError: the output cannot be written, is the manifest, or was made with something else.
     """
     records = {record.id: record for record in read_manifest(manifest)}
-    if os.path.exists(out) and os.path.samefile(manifest, out):
-        raise OutputError(f"{out} is the manifest itself; name another file for the results.")
+    refuse_source(manifest, out)
     facts = {"manifest": _fingerprint(manifest, records.values()), **(made_with or {})}
     with Parts(out, list(records), rank=rank, world_size=world_size, batch_size=batch_size, made_with=facts) as parts:
         merged = parts.work(lambda names: _answers(ground, [records[name] for name in names]), progress)

@@ -212,7 +212,7 @@ def test_a_sentence_may_hold_any_sign(tmp_path):
 
 def test_the_manifest_is_not_taken_for_its_output(manifest):
     before = manifest.read_bytes()
-    with pytest.raises(OutputError, match=r"in\.jsonl is the manifest itself; name another file"):
+    with pytest.raises(OutputError, match=r"in\.jsonl is the file that is read, .*, and would be replaced"):
         ground_manifest(answer, manifest, manifest.parent / "." / "in.jsonl")
     assert manifest.read_bytes() == before
 

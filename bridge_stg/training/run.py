@@ -21,7 +21,7 @@ from ..models import BridgeSTGProcessor
 from .arguments import training_arguments
 from .batching import LengthAwareBatches
 from .building import build_model, checkpoint_activations
-from .checkpoints import latest_checkpoint, publish_files
+from .checkpoints import latest_checkpoint, publish_files, saving
 from .config import TrainingConfig, check_config, loss_weights_at
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .record import refuse_another, settle_processor, what_makes
@@ -159,8 +159,9 @@ def _save(trainer: BridgeSTGTrainer, folder: Path) -> None:
     if trainer.args.should_save:
         staged = ensure_writable_folder(folder / _FINAL)
         network: Any = trainer.accelerator.unwrap_model(trainer.model)
-        network.save_pretrained(staged, **({} if weights is None else {"state_dict": weights}))
-        publish_files(staged, folder)
+        with saving(f"The model in {folder}"):
+            network.save_pretrained(staged, **({} if weights is None else {"state_dict": weights}))
+            publish_files(staged, folder)
     trainer.accelerator.wait_for_everyone()
 
 
