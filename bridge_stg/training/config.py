@@ -207,8 +207,6 @@ _PROCESSOR = rules_of_arguments(BridgeSTGProcessor, but={"tokenizer", "bridge_to
 
 
 def _read(values: Any, source: str) -> TrainingConfig:
-    if not isinstance(values, dict):
-        raise ConfigError(f"{source} must be a mapping of fields, got {show(values)}.")
     config = build(TrainingConfig, values, source)
     losses = rules_of(LossWeights)
     for i, phase in enumerate(config.data.phases):
@@ -245,7 +243,10 @@ def load_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
         if not pair.partition("=")[0].strip() or "=" not in pair:
             raise ConfigError(f"--set takes key=value, such as schedule.steps=500, got {show(pair)}.")
     try:
-        merged = OmegaConf.merge(OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        file = OmegaConf.load(path)
+        if not OmegaConf.is_dict(file):
+            raise ConfigError(f"{path.name} must be a mapping of fields, got {show(OmegaConf.to_container(file))}.")
+        merged = OmegaConf.merge(file, OmegaConf.from_dotlist(list(overrides)))
         values = OmegaConf.to_container(merged, resolve=True)
     except (OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError) as error:
         raise ConfigError(f"{path.name}: {_one_line(error)}.") from error
