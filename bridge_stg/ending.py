@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
@@ -88,7 +89,8 @@ def _end_on(number: signal.Signals) -> None:
         signal.signal(received, signal.SIG_DFL)
         sys.exit(128 + received)
 
-    if signal.getsignal(number) is signal.SIG_DFL:  # `nohup` has it ignored
+    # `nohup` has a hangup ignored, and only the main thread may set handlers.
+    if signal.getsignal(number) is signal.SIG_DFL and threading.current_thread() is threading.main_thread():
         signal.signal(number, end)
 
 

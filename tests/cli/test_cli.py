@@ -221,7 +221,8 @@ def test_a_manifest_goes_on_with_the_same_options_only(model, clip, tmp_path):
 
 
 def test_names_that_read_as_markup_are_printed_and_nothing_ends(model, tmp_path):
-    manifest = tmp_path / "in[/a].jsonl"
+    manifest = tmp_path / "in[" / "a].jsonl"  # in[/a].jsonl
+    manifest.parent.mkdir()
     names = ["[/a]", "[c]", "\x1b[31m", "\ud800"]
     manifest.write_text("".join(json.dumps({"id": n, "video": "[/gone].mp4", "sentence": "s"}) + "\n" for n in names))
     done = run("ground", "--manifest", manifest, "--out", tmp_path / "out[/b].jsonl", "--model", model)
