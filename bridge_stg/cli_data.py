@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
-from rich.console import Console
 
-from .console import Json, stderr
+from .console import Json, echo, echo_json, note, path_argument, path_option, show_table, stderr
 
 if TYPE_CHECKING:
     from .data.readers import Item
@@ -23,12 +21,14 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Source = Annotated[Path, typer.Argument(help="The annotation file; for refcoco also its folder.")]
+Source = Annotated[Path, path_argument("SOURCE", help="The annotation file; for refcoco also its folder.")]
 Format = Annotated[
     str, typer.Option("--format", "-f", help="vidstg, hcstvg-v1, hcstvg-v2, charades-sta, refcoco or jsonl.")
 ]
-Videos = Annotated[Path | None, typer.Option(help="Folder of the videos or images, searched by name.")]
-Boxes = Annotated[Path | None, typer.Option(help="vidstg: VidOR annotations (folder). refcoco: instances.json.")]
+Videos = Annotated[Path | None, path_option("--videos", help="Folder of the videos or images, searched by name.")]
+Boxes = Annotated[
+    Path | None, path_option("--boxes", help="vidstg: VidOR annotations (folder). refcoco: instances.json.")
+]
 Split = Annotated[str | None, typer.Option(help="refcoco: train, val, testA, testB or test.")]
 Convention = Annotated[
     str, typer.Option(help="How frames are numbered: exact, or as in the code of tubedetr or stcat.")
@@ -59,7 +59,7 @@ def check(
             progress=lambda done: status.update(f"checking record {done}") if done % 100 == 0 else None,
         )
     if as_json:
-        typer.echo(json.dumps({"source": str(source), "format": format, **report.to_dict()}, ensure_ascii=False))
+        echo_json({"source": str(source), "format": format, **report.to_dict()})
     else:
         _print_findings(report.to_dict())
     if not report.ok:
@@ -70,7 +70,7 @@ def check(
 def stats(
     source: Source,
     format: Format,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the charts here, .png, .svg or .pdf.")] = None,
+    out: Annotated[Path | None, path_option("--out", "-o", help="Write the charts here, .png, .svg or .pdf.")] = None,
     videos: Videos = None,
     boxes: Boxes = None,
     split: Split = None,
@@ -88,23 +88,23 @@ def stats(
 
         draw_statistics(found, out, title=f"{source.name}, {format}")
     if as_json:
-        typer.echo(json.dumps({"source": str(source), "format": format, **found.to_dict()}, ensure_ascii=False))
+        echo_json({"source": str(source), "format": format, **found.to_dict()})
         return
     from rich.table import Table
 
     summary = found.to_dict()
-    typer.echo(", ".join(f"{count} {name}" for name, count in summary["counts"].items()))
+    echo(", ".join(f"{count} {name}" for name, count in summary["counts"].items()))
     table = Table("measure", "mean", "median", "5%", "95%", box=None, header_style="bold")
     for name, row in summary["measures"].items():
         table.add_row(MEASURES[name], *(f"{row[key]:.2f}" for key in ("mean", "median", "p5", "p95")))
-    Console().print(table)
+    show_table(table)
 
 
 @app.command()
 def convert(
     source: Source,
     format: Format,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The JSONL to write.")],
+    out: Annotated[Path, path_option("--out", "-o", help="The JSONL to write.")],
     videos: Videos = None,
     boxes: Boxes = None,
     split: Split = None,
@@ -117,11 +117,13 @@ def convert(
     """Write a dataset as JSON Lines, one sample a line; what cannot be read is listed and left out."""
     from .data.readers import CONVENTIONS, Problem
     from .data.sample import write_samples
+    from .files import refuse_source
 
     if convention not in CONVENTIONS:
         raise typer.BadParameter(f"{convention!r} is none of {', '.join(CONVENTIONS)}.", param_hint="--convention")
     if align and (convention != "exact" or (videos is None and format != "jsonl")):
         raise typer.BadParameter("it needs --videos and the exact convention.", param_hint="--align")
+    refuse_source(source, out)
     items = _open(source, format, videos, boxes, split, convention)
     if align:
         from .data.readers.alignment import align_items
@@ -144,11 +146,11 @@ def convert(
     with stderr.status("converting"):
         write_samples(out, samples())
     for entry in skipped:
-        stderr.print(f"{entry['id']}: {entry['reason']}", highlight=False, soft_wrap=True, markup=False)
+        note(f"{entry['id']}: {entry['reason']}")
     if as_json:
-        typer.echo(json.dumps({"out": str(out), "written": written, "skipped": skipped}, ensure_ascii=False))
+        echo_json({"out": str(out), "written": written, "skipped": skipped})
     else:
-        typer.echo(f"{written} samples written to {out}, {len(skipped)} records left out")
+        echo(f"{written} samples written to {out}, {len(skipped)} records left out")
 
 
 def _open(
@@ -168,9 +170,9 @@ def _open(
 
 
 def _print_findings(report: dict[str, Any], most: int = 20) -> None:
-    typer.echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report["counts"].items()))
+    echo(", ".join(f"{count} {name.replace('_', ' ')}" for name, count in report["counts"].items()))
     if not report["videos_checked"]:
-        typer.echo("videos were not looked at")
+        echo("videos were not looked at")
     for key in (
         "skipped",
         "missing_videos",
@@ -180,10 +182,10 @@ def _print_findings(report: dict[str, Any], most: int = 20) -> None:
         "notes",
     ):
         entries = report[key]
-        typer.echo(f"{key.replace('_', ' ')}: {len(entries)}")
+        echo(f"{key.replace('_', ' ')}: {len(entries)}")
         for entry in entries[:most]:
             name = entry.get("id", entry.get("video"))
             rest = entry.get("reason") or ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("id", "video"))
-            typer.echo(f"  {name}: {rest}")
+            echo(f"  {name}: {rest}")
         if len(entries) > most:
-            typer.echo(f"  and {len(entries) - most} more; --json lists all")
+            echo(f"  and {len(entries) - most} more; --json lists all")

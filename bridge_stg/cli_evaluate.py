@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from .console import Device, Json, Model, advance, progress_bar, read_settings, stderr
-from .errors import ConfigError
+from .console import (
+    Device,
+    Json,
+    Model,
+    advance,
+    echo_json,
+    given,
+    note,
+    path_option,
+    progress_bar,
+    read_settings,
+    show_table,
+)
+from .errors import BridgeSTGError, ConfigError
 from .processes import own_device, rank_and_size
 
 if TYPE_CHECKING:
     import torch
 
+_OF_A_MODEL = ("model", "split", "settings", "limit", "batch_size", "floors", "device")
+
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[
         Path | None,
-        typer.Option("--data", "-d", help="Ground the samples of a folder with SPLIT.jsonl, or a JSONL file."),
+        path_option("--data", "-d", help="Ground the samples of a folder with SPLIT.jsonl, or a JSONL file."),
     ] = None,
     dataset: Annotated[
-        Path | None, typer.Option(help="Score the file --predictions against this JSONL; needs no model and no video.")
+        Path | None,
+        path_option("--dataset", help="Score the file --predictions against this JSONL; needs no model and no video."),
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="How to score: every_frame, tubedetr, stcat, hcstvg_official or ptd.")
@@ -39,9 +53,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1)] = 16,
     predictions: Annotated[
         Path | None,
-        typer.Option(
+        path_option(
+            "--predictions",
             help="Predictions, one JSON a line: read with --dataset; with --data written as they come, so that a run "
-            "resumes, and several processes (torchrun) share it."
+            "resumes, and several processes (torchrun) share it.",
         ),
     ] = None,
     floors: Annotated[bool, typer.Option(help="Add the trivial floors: best constant answer, random answer.")] = False,
@@ -58,19 +73,34 @@ def evaluate(
     if dataset is not None:
         if predictions is None:
             raise typer.BadParameter("--dataset needs the file to score.", param_hint="--predictions")
+        if unused := given(context, *_OF_A_MODEL):
+            raise typer.BadParameter("it is for --data: --dataset scores a whole file as it is.", param_hint=unused[0])
         _score_file(dataset, predictions, protocol, as_json)
         return
     assert data is not None
-    switches = read_settings(settings)
+    if data.is_file() and (unused := given(context, "split")):
+        raise typer.BadParameter("it is for a folder, and --data is a file.", param_hint=unused[0])
+    switches = _switches(settings)
     report = _ground_and_score(
         data, split, limit, model, switches, own_device(device), batch_size, predictions, protocol, floors
     )
     if report is None:
-        stderr.print("This process is done; the last one scores.")
+        note("This process is done; the last one scores.")
         return
     for failure in report["failed"]:
-        stderr.print(f"{failure['id']}: {failure['reason']}", highlight=False, soft_wrap=True, markup=False)
+        note(f"{failure['id']}: {failure['reason']}")
     _show(report, as_json)
+    if len(report["failed"]) == report["samples"]:
+        raise BridgeSTGError(f"None of the {report['samples']} samples could be grounded.")
+
+
+def _switches(pairs: list[str] | None) -> dict[str, Any]:
+    """Names and types are checked here, before the model is loaded; ranges by the model."""
+    from .models import BridgeSTGConfig
+    from .settings import check_fields, rules_of_arguments
+
+    fixed = {"backbone_config", "backbone_name", "backbone_fingerprint"}
+    return check_fields(read_settings(pairs), rules_of_arguments(BridgeSTGConfig, but=fixed), "--set")
 
 
 def _ground_and_score(
@@ -135,6 +165,7 @@ def _ground_and_score(
     rule = PROTOCOLS[protocol]
     scored = score(samples, [result for result in found if not isinstance(result, Failure)], rule)
     report = dict(scored.summary)
+    report["samples"] = len(samples)
     report["missing"] = list(scored.missing)
     report["failed"] = [{"id": failure.id, "reason": failure.reason} for failure in failures]
     if floors:
@@ -152,16 +183,16 @@ def _score_file(dataset: Path, predictions: Path, protocol: str, as_json: bool) 
     report = score_files(dataset, predictions, PROTOCOLS[protocol])
     for name, what in (("missing", "have no prediction and score 0"), ("left_out", "are left out by the protocol")):
         if report[name]:
-            stderr.print(f"{len(report[name])} samples {what}.", highlight=False)
+            note(f"{len(report[name])} samples {what}.")
     if report["unexpected"]:
-        stderr.print(f"{len(report['unexpected'])} predictions answer no sample of {dataset}.", highlight=False)
+        note(f"{len(report['unexpected'])} predictions answer no sample of {dataset}.")
     _show(report, as_json)
 
 
 def _show(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(report))
+        echo_json(report)
     else:
         from .tables import metrics_table
 
-        Console().print(metrics_table(report))
+        show_table(metrics_table(report))

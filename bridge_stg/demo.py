@@ -9,7 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from .console import show_table
 from .data import GroundingSample, read_samples
 from .evaluation import Prediction, score_sample
 from .files import ensure_writable_folder, write_text
@@ -35,12 +37,12 @@ def run_demo(out: Path, *, train_seconds: float, console: Console) -> None:
         model = load_model()
     entries, rows = [], []
     for sample in samples:
-        with console.status(f"grounding {sample.sentence!r}"):
+        with console.status(Text(f"grounding {sample.sentence!r}")):
             entry, score = _ground(model, sample, out)
         entries.append(entry)
         if sample.interval is not None:
             rows.append((sample.sentence, entry.result.interval, sample.interval, *score))
-    Console().print(grounding_table(rows))
+    show_table(grounding_table(rows))
     curve: list[tuple[int, float]] = []
     if train_seconds > 0:
         curve = train_fresh(out / "training", train_seconds, console)

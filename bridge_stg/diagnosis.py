@@ -48,22 +48,24 @@ def diagnose() -> dict[str, Any]:
 
 def diagnosis_table(facts: dict[str, Any]) -> Table:
     """The facts of `diagnose` as one table."""
-    table = Table("", "", box=None, show_header=False)
+    table = Table(box=None, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
     for name, version in facts["versions"].items():
-        table.add_row(f"[bold]{name}[/]", version or "not installed")
-    table.add_row("[bold]GPU[/]", facts["device"])
+        table.add_row(name, version or "not installed")
+    table.add_row("GPU", facts["device"])
     build = facts["build"]
     table.add_row(
-        "[bold]compiled part[/]",
+        "compiled part",
         ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in build.items() if value not in ("", False))
         if build
         else "none: installed as pure Python",
     )
     for status in facts["backends"]:
         state = "usable" if status["usable"] else f"not usable: {status['reason']}"
-        table.add_row(f"[bold]{status['op']}[/] {status['name']}", state)
+        table.add_row(f"{status['op']} {status['name']}", state)
     for codec, state in facts["codecs"].items():
-        table.add_row(f"[bold]codec[/] {codec}", state)
+        table.add_row(f"codec {codec}", state)
     return table
 
 

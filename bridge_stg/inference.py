@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,8 +16,11 @@ from .data import GroundingSample, read_samples
 from .data.frame_sampling import clip_frames
 from .data.time_base import align_to_video
 from .data.video import VideoInfo, decode_frames, probe
-from .errors import SampleError, VideoError
+from .errors import SampleError
 from .evaluation import Prediction
+from .failures import reason_of
+from .files import beside
+from .json_text import dump_json, parse_json
 from .models import BridgeSTGForVideoGrounding, BridgeSTGProcessor
 from .models.grounding import ClipPrediction, check_shape, source_tube
 from .parts import Parts, Progress
@@ -138,7 +140,7 @@ def ground_dataset(
         rank=rank,
         world_size=world_size,
         batch_size=batch_size,
-        split={"error": out.with_name(f"{out.name}.failed")},
+        split={"error": beside(out, ".failed")},
         made_with=made_with,
     ) as parts:
         if not parts.work(make, progress):
@@ -159,7 +161,7 @@ def model_fingerprint(folder: str | os.PathLike[str]) -> str:
             header = file.read(int.from_bytes(file.read(8), "little"))
             digest.update(path.name.encode() + header)
             begin = file.tell()
-            tensors = json.loads(header)
+            tensors = parse_json(header)
             for first, last in sorted(entry["data_offsets"] for name, entry in tensors.items() if name[:2] != "__"):
                 for place in (first, max(first, last - _BLOCK)):
                     file.seek(begin + place)
@@ -175,7 +177,7 @@ def samples_fingerprint(samples: Sequence[GroundingSample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         record = replace(sample, boxes={}).to_record() | {"video": ""}
-        digest.update(json.dumps(record, sort_keys=True).encode())
+        digest.update(dump_json(record, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
@@ -213,10 +215,10 @@ def _load(processor: BridgeSTGProcessor, sample: GroundingSample) -> _Clip | Fai
         index, times, duration = clip_frames(info, segment, processor.fps, processor.max_frames)
         begin = float(info.times[segment[0]]) if segment else 0.0
         frames = decode_frames(info, index)
-    except (VideoError, SampleError) as error:
-        return Failure(sample.id, str(error))
-    first, end = sample.segment or (0, sample.frame_count)
-    return _Clip(sample, begin, frames, times, duration, _annotated_clock(sample, info)[first:end], first)
+        first, end = sample.segment or (0, sample.frame_count)
+        return _Clip(sample, begin, frames, times, duration, _annotated_clock(sample, info)[first:end], first)
+    except Exception as error:  # of whatever kind: it is this sample's, and must not end the others
+        return Failure(sample.id, reason_of(error, sample.id))
 
 
 def _annotated_clock(sample: GroundingSample, info: VideoInfo) -> np.ndarray:
@@ -238,11 +240,12 @@ def _predict(model: BridgeSTGForVideoGrounding, clips: Sequence[_Clip]) -> list[
             durations=[clip.duration for clip in clips],
             oracle_intervals=[_true_interval(clip) for clip in clips],
         )
-    except SampleError as error:
-        if len(clips) == 1:
-            return [Failure(clips[0].sample.id, str(error))]
-        return [found for clip in clips for found in _predict(model, [clip])]
-    return [_to_prediction(*each) for each in zip(clips, predictions, strict=True)]
+        return [_to_prediction(*each) for each in zip(clips, predictions, strict=True)]
+    except Exception as error:  # of whatever kind: it is this batch's, and must not end the others
+        reason = reason_of(error, clips[0].sample.id)
+    if len(clips) == 1:
+        return [Failure(clips[0].sample.id, reason)]
+    return [found for clip in clips for found in _predict(model, [clip])]
 
 
 def _true_interval(clip: _Clip) -> tuple[float, float]:
@@ -254,6 +257,8 @@ def _true_interval(clip: _Clip) -> tuple[float, float]:
 
 def _to_prediction(clip: _Clip, found: ClipPrediction) -> Prediction:
     assert found.oracle_frames is not None and found.oracle_boxes is not None
+    if not all(np.isfinite(boxes).all() for boxes in (found.boxes, found.oracle_boxes)):
+        raise SampleError("The predicted boxes are not finite; the model's weights may not be either.")
     size = clip.sample.width, clip.sample.height
     clock = clip.clock - clip.begin
 

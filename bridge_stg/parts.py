@@ -7,19 +7,23 @@ output in the order of the list. What is not finished, and what an interruption 
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple, Self, TypeVar
 
 from .errors import OutputError, SampleError
+from .files import beside, replaceable, unwritable
+from .json_text import dump_json, parse_json
 
 Progress = Callable[[int, int], None]
 """Called with (results of this process done, all of this process)."""
+
+T = TypeVar("T")
+_TRIES = 100  # no merge comes between so often: then the folder is a link to nowhere
 
 
 class Parts:
@@ -29,7 +33,8 @@ class Parts:
     made the same result, the first found is kept.
 
     Args:
-        out: where the results go when all are there; the parts are in `out` with `.parts` behind it.
+        out: where the results go when all are there; the parts are in `out` with `.parts` behind it. A link is
+            followed.
         ids: of all results, in order, without doubles.
         rank, world_size: this process does the batches whose place modulo `world_size` is `rank`. A later run may have
             other numbers.
@@ -40,7 +45,8 @@ class Parts:
             behind it. None remembers nothing and asks for nothing.
 
     Raises:
-        OutputError: the output cannot be written, or there are results made with something else.
+        OutputError: the output cannot be written or is no regular file, or there are results made with something
+            else.
     """
 
     def __init__(
@@ -54,12 +60,12 @@ class Parts:
         split: Mapping[str, Path] | None = None,
         made_with: Mapping[str, Any] | None = None,
     ) -> None:
-        self.out = Path(out)
-        self.folder = self.out.with_name(f"{self.out.name}.parts")
+        self.out = replaceable(out)
+        self.folder = beside(self.out, ".parts")
         self.ids = list(ids)
         self.rank = rank
         self.batches = [self.ids[i : i + batch_size] for i in range(0, len(self.ids), batch_size)][rank::world_size]
-        self.split = dict(split or {})
+        self.split = {key: replaceable(path) for key, path in (split or {}).items()}
         self.made_with = made_with
         self._path = self.folder / f"{rank}-of-{world_size}.jsonl"
         self._part: BinaryIO | None = None
@@ -113,12 +119,12 @@ class Parts:
             OutputError: it cannot be written.
         """
         part = self._open_part()
-        line = memoryview(json.dumps(record).encode() + b"\n")
+        line = memoryview(_to_line(record))
         try:
             while line:
                 line = line[part.write(line) :]
         except OSError as error:
-            raise _unwritable(self._path, error) from error
+            raise unwritable(self._path, error) from error
 
     def done(self) -> set[str]:
         """Ids of the results that are there.
@@ -138,7 +144,7 @@ class Parts:
         with self._lines() as lines:
             for name in self.ids:
                 if name in lines:
-                    yield json.loads(lines[name].read())
+                    yield parse_json(lines[name].read())
 
     def merge(self) -> bool:
         """Move all results from the parts to the output; False while some are missing.
@@ -152,7 +158,7 @@ class Parts:
                 return False
             # The output last: whoever finds it finds the others.
             if self.made_with is not None:
-                record = _to_line(self.made_with)
+                record = _to_line(self.made_with, sort_keys=True)
                 self._write(self._record, lambda: [record])
             for kind, path in [*self.split.items(), (None, self.out)]:
                 found = [line for name in self.ids if (line := lines[name]).kind == kind]
@@ -171,7 +177,7 @@ class Parts:
 
     @property
     def _record(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.run")
+        return beside(self.out, ".run")
 
     @property
     def _started(self) -> Path:
@@ -189,29 +195,26 @@ class Parts:
         if found is None and begun:
             raise OutputError(f"{self.out} holds results, and nothing says what made them; {again}.")
         if found is not None and (key := next((key for key in facts if found.get(key) != facts[key]), None)):
-            old, new = json.dumps(found.get(key)), json.dumps(facts[key])
+            old, new = dump_json(found.get(key)), dump_json(facts[key])
             raise OutputError(f"{self.out} is made with {key} {old}, not {new}; {again}.")
         if not self.out.exists():
             self._begin(facts)
 
     def _begin(self, facts: Mapping[str, Any]) -> None:
-        self._write(self._started, lambda: [_to_line(facts)])
+        self._write(self._started, lambda: [_to_line(facts, sort_keys=True)])
 
     def _open_part(self) -> BinaryIO:
-        while self._part is None:
-            try:
-                self._make_folder()
-                part = open(self._path, "ab+", buffering=0)  # noqa: SIM115 - closed by __exit__
-                if part.seek(0, os.SEEK_END):
-                    part.seek(-1, os.SEEK_END)
-                    if part.read(1) != b"\n":
-                        part.write(b"\n")  # an interruption cut the line before
-                self._part = part
-            except FileNotFoundError:
-                continue  # a merge has just taken the folder away
-            except OSError as error:
-                raise _unwritable(self._path, error) from error
+        if self._part is None:
+            self._part = self._in_folder(self._path, self._append_to_part)
         return self._part
+
+    def _append_to_part(self) -> BinaryIO:
+        part = open(self._path, "ab+", buffering=0)  # noqa: SIM115 - closed by __exit__
+        if part.seek(0, os.SEEK_END):
+            part.seek(-1, os.SEEK_END)
+            if part.read(1) != b"\n":
+                part.write(b"\n")  # an interruption cut the line before
+        return part
 
     def _files(self, suffix: str) -> list[Path]:
         """Those in the folder of the parts, in order. `glob` would not bear that a merge takes the folder away."""
@@ -220,28 +223,41 @@ class Parts:
         except (FileNotFoundError, NotADirectoryError):
             return []
 
-    def _make_folder(self) -> None:
-        """If a merge takes it away again, opening a file in it says so; `exist_ok` would take that for a file."""
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            self.folder.mkdir()
-
     def _write(self, path: Path, lines: Callable[[], Iterable[bytes]]) -> None:
         """A whole file or none. It grows in the folder of the parts, so that nothing is left elsewhere."""
-        temporary = self.folder / f"{path.name}.{secrets.token_hex(4)}.writing"
-        while True:
+        temporary = self.folder / f"{secrets.token_hex(4)}.writing"
+
+        def write() -> None:
+            with open(temporary, "wb") as file:
+                file.writelines(lines())
+            os.replace(temporary, path)
+
+        try:
+            self._in_folder(path, write)
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+    def _in_folder(self, path: Path, act: Callable[[], T]) -> T:
+        """Do what needs the folder of the parts, for `path`; again where a merge has just taken the folder away."""
+        for _ in range(_TRIES):
+            self._make_folder()
             try:
-                self._make_folder()
-                with open(temporary, "wb") as file:
-                    file.writelines(lines())
-                os.replace(temporary, path)
-                return
-            except FileNotFoundError:
-                continue  # a merge has just taken the folder, or the file, away
+                return act()
+            except FileNotFoundError as error:
+                missing = error
             except OSError as error:
-                with suppress(OSError):
-                    temporary.unlink(missing_ok=True)
-                raise _unwritable(path, error) from error
+                raise unwritable(path, error) from error
+        raise unwritable(path, missing) from missing
+
+    def _make_folder(self) -> None:
+        """If a merge takes it away again, opening a file in it says so; `exist_ok` would take that for a file."""
+        try:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                self.folder.mkdir()
+        except OSError as error:
+            raise unwritable(self.folder, error) from error
 
     @contextmanager
     def _lines(self) -> Iterator[dict[str, _Line]]:
@@ -296,7 +312,7 @@ class _Line(NamedTuple):
 def _parse(line: bytes) -> dict[str, Any] | None:
     """A result, or None. The beginning of a JSON object is none, so that a line cut off cannot pass for a whole one."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and isinstance(record.get("id"), str) else None
@@ -304,15 +320,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return None
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}.") from error
     return record if isinstance(record, dict) else None
 
 
-def _to_line(facts: Mapping[str, Any]) -> bytes:
-    return json.dumps(facts, sort_keys=True).encode() + b"\n"
-
-
-def _unwritable(path: Path, error: OSError) -> OutputError:
-    return OutputError(f"{path} cannot be written: {error.strerror or error}.")
+def _to_line(record: Mapping[str, Any], *, sort_keys: bool = False) -> bytes:
+    return dump_json(record, sort_keys=sort_keys).encode() + b"\n"

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from .errors import ConfigError
+from .settings import show
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICES = ("auto", "cpu", "cuda")
 
 
 def rank_and_size() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) without `torchrun`."""
-    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    """(rank, number of processes); (0, 1) without `torchrun`.
+
+    Raises:
+        ConfigError: RANK or WORLD_SIZE is no such number, or the rank is not below the number of processes.
+    """
+    rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    if rank >= size:
+        raise ConfigError(f"RANK must be below WORLD_SIZE, got {rank} of {size}: start the processes with torchrun.")
+    return rank, size
 
 
 def own_device(name: str = "auto") -> torch.device:
@@ -23,14 +33,24 @@ def own_device(name: str = "auto") -> torch.device:
         name: "cpu"; "cuda"; "auto" for a GPU where there is one.
 
     Raises:
-        ConfigError: another name, or cuda without a GPU for this process.
+        ConfigError: another name, cuda without a GPU for this process, or a LOCAL_RANK that is no number.
     """
+    import torch  # here, so that the command line can say what it does without it
+
     if name not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {name!r}.")
+    local = _number("LOCAL_RANK", 0)
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not found):
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", "0"))
     if local >= found:
         raise ConfigError(f"Process {local} of this machine has no GPU of its own: torch sees {found}.")
     return torch.device("cuda", local)
+
+
+def _number(name: str, least: int) -> int:
+    """An integer of the environment; `least` also where it is not set: a rank counts from 0, a size from 1."""
+    text = os.environ.get(name, str(least))
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
+        raise ConfigError(f"{name} must be an integer >= {least}, got {show(text)}: torchrun sets it.")
+    return int(text)

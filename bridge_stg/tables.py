@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+from .console import printable
+
 _GROUPS = ("all", "declarative", "interrogative")
 METRICS = ("m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5", "gt_vIoU")
 
@@ -24,7 +26,7 @@ def metrics_table(report: Mapping[str, Any]) -> Table:
         rows[f"floor: {name}"] = floor["all"]
     for name, values in rows.items():
         if values is not None:
-            table.add_row(name, *(_number(values.get(metric)) for metric in METRICS))
+            table.add_row(printable(name), *(_number(values.get(metric)) for metric in METRICS))
     return table
 
 
@@ -32,7 +34,7 @@ def grounding_table(rows: list[tuple[str, tuple[float, float], tuple[float, floa
     """Sentence, predicted and true interval in seconds, tIoU, vIoU."""
     table = Table("sentence", "predicted", "true", "tIoU", "vIoU", box=None, header_style="bold")
     for sentence, predicted, true, t_iou, v_iou in rows:
-        table.add_row(sentence, _span(predicted), _span(true), f"{t_iou:.2f}", f"{v_iou:.2f}")
+        table.add_row(printable(sentence), _span(predicted), _span(true), f"{t_iou:.2f}", f"{v_iou:.2f}")
     return table
 
 

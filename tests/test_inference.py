@@ -67,6 +67,37 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(MemoryError(), "the memory is not enough for it."), (ValueError("no box\nat all"), "ValueError: no box")],
+)
+def test_whatever_happens_to_a_sample_is_its_reason(model, data, monkeypatch, error, reason):
+    samples = [sample for sample in read_samples(data)[:6] if "missing" not in sample.video]
+    bad, predict = samples[1].sentence, model.predict
+
+    def fails_at_one(frames, times, sentences, **options):
+        if bad in sentences:
+            raise error
+        return predict(frames, times, sentences, **options)
+
+    monkeypatch.setattr(model, "predict", fails_at_one)
+    found = list(ground_samples(model, samples, batch_size=3))
+    failed = [result for result in found if isinstance(result, Failure)]
+    assert {failure.reason for failure in failed} == {reason}
+    assert {failure.id for failure in failed} == {sample.id for sample in samples if sample.sentence == bad}
+
+
+def test_boxes_that_are_not_finite_are_a_reason(model, data, monkeypatch):
+    sample, predict = read_samples(data)[0], model.predict
+
+    def spoilt(*arguments, **options):
+        return [replace(found, boxes=found.boxes * float("nan")) for found in predict(*arguments, **options)]
+
+    monkeypatch.setattr(model, "predict", spoilt)
+    (failure,) = ground_samples(model, [sample])
+    assert isinstance(failure, Failure) and "not finite" in failure.reason
+
+
 def test_a_batch_gives_what_one_by_one_gives(model, data):
     samples = [sample for sample in read_samples(data)[:6] if "missing" not in sample.video]
     together = predict_samples(model, samples, batch_size=4)

@@ -1,15 +1,19 @@
 """A manifest is grounded once, whatever interrupts it and however many processes share it."""
 
 import json
+import logging
+import math
 import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
-from bridge_stg.errors import OutputError, SampleError, VideoError
+from bridge_stg.errors import ModelError, OutputError, SampleError, VideoError
 from bridge_stg.manifest import ground_manifest, read_manifest
 from bridge_stg.models import GroundingResult
 from bridge_stg.models.result import TubeEntry
@@ -62,17 +66,17 @@ def test_broken_videos_are_listed_and_the_rest_is_grounded(manifest, tmp_path):
     assert not out.with_name("out.jsonl.parts").exists()
 
 
-def test_a_program_error_is_not_swallowed_and_nothing_done_is_done_again(manifest, tmp_path):
+def test_an_interruption_ends_it_and_nothing_done_is_done_again(manifest, tmp_path):
     out, seen = tmp_path / "out.jsonl", []
 
-    def fails_at_40(videos, sentences):
+    def interrupted_at_40(videos, sentences):
         if len(seen) == 40:
-            raise ZeroDivisionError
+            raise KeyboardInterrupt
         seen.extend(videos)
         return answer(videos, sentences)
 
-    with pytest.raises(ZeroDivisionError):
-        ground_manifest(fails_at_40, manifest, out)
+    with pytest.raises(KeyboardInterrupt):
+        ground_manifest(interrupted_at_40, manifest, out)
     assert not out.exists()
     part = next(out.with_name("out.jsonl.parts").glob("*.jsonl"))
     part.write_bytes(part.read_bytes()[:-30])  # as if the last line was being written
@@ -80,6 +84,50 @@ def test_a_program_error_is_not_swallowed_and_nothing_done_is_done_again(manifes
     ground_manifest(lambda v, s: again.extend(v) or answer(v, s), manifest, out)
     assert len(again) == 61 and set(again).isdisjoint(seen[:-1]) and seen[-1] in again
     assert len(lines(out)) == 100
+
+
+@pytest.mark.parametrize("size", [1, 16])
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ZeroDivisionError("division by zero\nand more"), "ZeroDivisionError: division by zero"),
+        (PermissionError(13, "Permission denied"), "PermissionError: [Errno 13] Permission denied"),
+        (RecursionError(), "RecursionError"),
+        (MemoryError("12 GiB"), "the memory is not enough for it. 12 GiB"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "the memory is not enough for it. CUDA out of memory."),
+        (ModelError("The model is none."), "The model is none."),
+    ],
+)
+def test_whatever_happens_to_one_record_is_its_reason(manifest, tmp_path, caplog, error, reason, size):
+    def fails_at_3(videos, sentences):
+        if any(video.endswith("clip3.mp4") for video in videos):
+            raise error
+        return answer(videos, sentences)
+
+    with caplog.at_level(logging.DEBUG, "bridge_stg.failures"):
+        summary = ground_manifest(fails_at_3, manifest, tmp_path / "out.jsonl", batch_size=size)
+    assert (summary.grounded, summary.failed["r3"]) == (94, reason)
+    assert ("Traceback" in caplog.text) != isinstance(error, ModelError)
+
+
+@pytest.mark.parametrize("error", [OutputError("out cannot be written."), torch.AcceleratorError("CUDA error")])
+def test_what_is_not_about_a_record_ends_the_run(manifest, tmp_path, error):
+    def fails(videos, sentences):
+        raise error
+
+    with pytest.raises(type(error)):
+        ground_manifest(fails, manifest, tmp_path / "out.jsonl", batch_size=4)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_result_that_json_does_not_have_is_refused(manifest, tmp_path):
+    def not_finite(videos, sentences):
+        return [replace(result, confidence=math.nan if "clip3" in result.video else 0.5)
+                for result in answer(videos, sentences)]  # fmt: skip
+
+    summary = ground_manifest(not_finite, manifest, tmp_path / "out.jsonl")
+    assert "not finite" in summary.failed["r3"]
+    assert "NaN" not in (tmp_path / "out.jsonl").read_text()
 
 
 def test_shards_share_the_work_and_the_last_one_merges(manifest, tmp_path):
@@ -123,6 +171,10 @@ def test_killed_at_any_moment_it_loses_and_doubles_nothing(manifest, tmp_path):
     [
         ("", "holds no record"),
         ('{"id": "a", "video": "v.mp4"', r"in\.jsonl:1 is not JSON"),
+        ('\n{"n": %s}' % ("[" * 10**5 + "]" * 10**5), r"in\.jsonl:2 is not JSON that .* nested too deeply"),
+        ('{"n": %s}' % ("9" * 5000), r"in\.jsonl:1 is not JSON that .* too many digits"),
+        ('{"id": [], "video": "v", "sentence": "s"}', r"in\.jsonl:1 must be an object with the texts"),
+        ('{"id": {}, "video": "v", "sentence": "s"}', r"in\.jsonl:1 must be an object with the texts"),
         ('{"id": "a", "video": "v.mp4"}', r"in\.jsonl:1 must be an object with the texts"),
         ('{"id":"a","video":"v","sentence":"s"}\n{"id":"a","video":"v","sentence":"t"}', r":2 repeats the id 'a'"),
     ],
@@ -160,13 +212,50 @@ def test_a_sentence_may_hold_any_sign(tmp_path):
 
 def test_the_manifest_is_not_taken_for_its_output(manifest):
     before = manifest.read_bytes()
-    with pytest.raises(OutputError, match=r"in\.jsonl is the manifest itself; name another file"):
+    with pytest.raises(OutputError, match=r"in\.jsonl is the file that is read, .*, and would be replaced"):
         ground_manifest(answer, manifest, manifest.parent / "." / "in.jsonl")
     assert manifest.read_bytes() == before
 
 
-def test_an_output_of_another_manifest_is_not_mixed_in(manifest, tmp_path):
+def test_signs_that_no_encoding_has_are_that_record_s_affair(tmp_path):
+    record = {"id": "\ud800", "video": "v.mp4", "sentence": "x \udfff"}
+    other = {"id": "b", "video": "\udc80.mp4", "sentence": "s"}
+    (tmp_path / "in.jsonl").write_text("\ufeff" + json.dumps(record) + "\n" + json.dumps(other), encoding="utf-8")
+
+    def encodes(videos, sentences):
+        for text in (*videos, *sentences):
+            text.encode()
+        return answer(videos, sentences)
+
+    for _ in range(2):
+        summary = ground_manifest(encodes, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+        assert list(summary.failed) == ["\ud800", "b"] and summary.merged
+    assert "UnicodeEncodeError" in summary.failed["b"]
+
+
+def test_results_of_another_manifest_or_made_with_something_else_are_not_mixed_in(manifest, tmp_path, monkeypatch):
+    out, made = tmp_path / "out.jsonl", {"model": "a", "spatial_fps": None}
+
+    def ground(manifest, **made):
+        return ground_manifest(answer, manifest, out, made_with=made)
+
+    ground(manifest, **made)
+    before = out.read_bytes()
+    with pytest.raises(OutputError, match='made with model "a", not "b"'):
+        ground(manifest, **made | {"model": "b"})
+    with pytest.raises(OutputError, match=r"made with spatial_fps null, not 2\.0"):
+        ground(manifest, **made | {"spatial_fps": 2.0})
+    monkeypatch.chdir(tmp_path)
+    assert ground("in.jsonl", **made).grounded == 95  # the same one, by another name
+    manifest.write_text(manifest.read_text().replace('"s"', '"t"', 1))
+    with pytest.raises(OutputError, match="made with manifest "):
+        ground(manifest, **made)
+    assert out.read_bytes() == before
+
+
+def test_an_output_that_is_no_output_of_ours_is_kept(manifest, tmp_path):
     out = tmp_path / "out.jsonl"
     out.write_text('{"id": "foreign"}\n')
-    with pytest.raises(SampleError, match="'foreign', which is not asked for"):
+    with pytest.raises(OutputError, match="holds results, and nothing says what made them"):
         ground_manifest(answer, manifest, out)
+    assert out.read_text() == '{"id": "foreign"}\n'

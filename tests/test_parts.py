@@ -12,6 +12,7 @@ import pytest
 
 from bridge_stg import parts as module
 from bridge_stg.errors import OutputError, SampleError
+from bridge_stg.files import beside
 from bridge_stg.parts import Parts
 
 IDS = [f"r{i}" for i in range(11)]
@@ -257,11 +258,44 @@ def test_an_output_that_was_removed_leaves_nothing_that_counts(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("file/o", r"cannot be written: .*\."), ("folder", r"folder cannot be read: Is a directory\.")],
+    [
+        ("file/o", r"cannot be written: Not a directory\."),
+        ("folder", r"folder cannot be written: it is a folder, and only a regular file is replaced\."),
+        ("pipe", r"pipe cannot be written: it is a device, a pipe or a socket"),
+        ("circle", r"circle cannot be written: "),
+        ("taken", r"cannot be written: Not a directory\."),
+        ("nowhere", r"cannot be written: No such file or directory\."),
+        ("/proc/o", r"cannot be written: No such file or directory\."),
+    ],
 )
 def test_what_cannot_be_written_is_said_before_anything_is_made(tmp_path, name, message):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    parts = Parts(tmp_path / name, IDS)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("circle")
+    (tmp_path / "taken.parts").write_text("")
+    (tmp_path / "nowhere.parts").symlink_to("gone")
     with pytest.raises(OutputError, match=message):
-        parts.work(lambda names: pytest.fail("made"))
+        Parts(tmp_path / name, IDS).work(lambda names: pytest.fail("made"))
+
+
+def test_a_link_is_followed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there/o.jsonl")
+    with Parts(tmp_path / "link", IDS) as parts:
+        assert parts.work(make)
+    assert (tmp_path / "link").is_symlink() and sorted(content(tmp_path / "there")) == ["o.jsonl"]
+
+
+def test_the_longest_name_of_an_output_has_room_for_its_parts(tmp_path):
+    name = "o" * 250
+    out = tmp_path / name
+    with Parts(out, IDS, split={"error": beside(out, ".failed")}, made_with=FACTS) as parts:
+        assert parts.work(make)
+    assert name in content(tmp_path) and len(content(tmp_path)) == 3
+    assert Parts(out, IDS, split={"error": beside(out, ".failed")}, made_with=FACTS).done() == set(IDS)
+
+
+def test_a_number_that_json_does_not_have_is_refused(tmp_path):
+    with open_parts(tmp_path) as parts, pytest.raises(ValueError, match="not finite"):
+        parts.append({"id": "r0", "box": float("nan")})

@@ -1,5 +1,7 @@
 """A process knows its place, and the GPU that is its own."""
 
+import re
+
 import pytest
 import torch
 
@@ -14,6 +16,36 @@ def test_the_place_is_the_launchers(monkeypatch):
     monkeypatch.setenv("RANK", "3")
     monkeypatch.setenv("WORLD_SIZE", "8")
     assert rank_and_size() == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "message"),
+    [
+        ("8", "8", "RANK must be below WORLD_SIZE, got 8 of 8"),
+        ("3", None, "RANK must be below WORLD_SIZE, got 3 of 1"),
+        ("-1", "8", "RANK must be an integer >= 0, got '-1'"),
+        ("one", "8", "RANK must be an integer >= 0, got 'one'"),
+        ("", "8", "RANK must be an integer >= 0, got ''"),
+        ("²", "8", "RANK must be an integer >= 0, got '²'"),
+        ("9" * 5000, "8", "RANK must be an integer >= 0, got '999"),
+        ("0", "0", "WORLD_SIZE must be an integer >= 1, got '0'"),
+        ("0", "2.5", "WORLD_SIZE must be an integer >= 1, got '2.5'"),
+    ],
+)
+def test_a_place_that_cannot_be(monkeypatch, rank, size, message):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        rank_and_size()
+
+
+@pytest.mark.parametrize("value", ["-1", "gpu", ""])
+def test_a_local_rank_that_cannot_be(monkeypatch, value):
+    monkeypatch.setenv("LOCAL_RANK", value)
+    with pytest.raises(ConfigError, match="LOCAL_RANK must be an integer >= 0"):
+        own_device("cpu")
 
 
 def machine(monkeypatch, gpus, local_rank=None):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import NamedTuple
 
 import torch
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from ..modules.boxes import cxcywh_to_xyxy, pairwise_iou_giou
 from ..modules.frame_contrast import FrameContrast
+from ..settings import limit
 from .matcher import select_hypotheses
 from .outputs import BridgeSTGOutput
 
@@ -21,18 +22,18 @@ class LossWeights:
     `auxiliary` is no term: it is the weight of the earlier decoder layers beside the last one's 1.
     """
 
-    language: float = 1.0
-    alignment: float = 3.0
-    contrast: float = 0.5
-    token: float = 2.0
-    box: float = 5.0
-    giou: float = 2.0
-    presence: float = 2.0
-    auxiliary: float = 1.0
+    language: float = field(default=1.0, metadata=limit(least=0))
+    alignment: float = field(default=3.0, metadata=limit(least=0))
+    contrast: float = field(default=0.5, metadata=limit(least=0))
+    token: float = field(default=2.0, metadata=limit(least=0))
+    box: float = field(default=5.0, metadata=limit(least=0))
+    giou: float = field(default=2.0, metadata=limit(least=0))
+    presence: float = field(default=2.0, metadata=limit(least=0))
+    auxiliary: float = field(default=1.0, metadata=limit(least=0))
 
     @classmethod
     def terms(cls) -> tuple[str, ...]:
-        return tuple(field.name for field in fields(cls) if field.name != "auxiliary")
+        return tuple(each.name for each in fields(cls) if each.name != "auxiliary")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,35 +10,25 @@ import torch
 from transformers import TrainingArguments
 
 from ..errors import ConfigError
+from ..json_text import parse_json
 from ..processes import rank_and_size
 from .config import TrainingConfig
-
-_CHOICES = {
-    "strategy": ("ddp", "fsdp2", "deepspeed"),
-    "precision": ("float32", "bfloat16"),
-    "device": ("auto", "cpu"),
-}
 
 
 def check_scale(config: TrainingConfig, processes: int) -> int:
     """Clips of one batch of one process.
 
     Raises:
-        ConfigError: a choice does not exist, or a number does not fit the number of processes.
+        ConfigError: a number does not fit the number of processes, or the strategy does not fit another field.
     """
     scale, batch = config.scale, config.data.batch_size
-    for name, allowed in _CHOICES.items():
-        if (value := getattr(scale, name)) not in allowed:
-            raise ConfigError(f"scale.{name} must be one of {', '.join(allowed)}, got {value!r}.")
-    if scale.accumulate < 1:
-        raise ConfigError(f"scale.accumulate must be at least 1, got {scale.accumulate}.")
     share, rest = divmod(batch, processes * scale.accumulate)
     if share < 1 or rest:
         raise ConfigError(
             f"data.batch_size must be a multiple of processes x scale.accumulate ({processes} x {scale.accumulate}), "
             f"got {batch}."
         )
-    if scale.replicas < 1 or processes % scale.replicas:
+    if processes % scale.replicas:
         raise ConfigError(f"scale.replicas must divide the number of processes ({processes}), got {scale.replicas}.")
     if scale.strategy == "fsdp2" and processes == 1:
         raise ConfigError("scale.strategy=fsdp2 shards over several processes, and there is 1: start it with torchrun.")
@@ -125,9 +114,11 @@ def _deepspeed_settings(path: str | None) -> dict[str, Any]:
     settings: dict[str, Any] = {"zero_optimization": {"stage": 2}}
     if path is not None:
         try:
-            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+            settings = parse_json(Path(path).read_bytes())
         except (OSError, ValueError) as error:
             raise ConfigError(f"scale.deepspeed: {path} cannot be read as DeepSpeed settings: {error}.") from error
+        if not isinstance(settings, dict):
+            raise ConfigError(f"scale.deepspeed: {path} must hold a mapping of DeepSpeed settings.")
     settings.setdefault("zero_allow_untested_optimizer", True)  # the optimizer is ours, with its rates
     settings.setdefault("zero_force_ds_cpu_optimizer", False)
     # What the configuration says already; it wins over the file.

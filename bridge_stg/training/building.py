@@ -13,6 +13,9 @@ from ..models import BridgeSTGForVideoGrounding, BridgeSTGProcessor, load_model
 from ..models.tiny import tiny_config, tiny_processor
 from .config import TrainingConfig
 
+SHIPPED = "tiny"
+"""What `start_from` calls the checkpoint that comes with the package; a folder of that name is ./tiny."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,7 +30,9 @@ def build_model(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, Bri
         ConfigError: a field of `model` or `processor` is unknown or out of range.
         ModelError: `start_from` or the backbone cannot be loaded, or not be adapted as asked.
     """
-    start = None if config.start_from is None else load_model(config.start_from)
+    start = None
+    if config.start_from is not None:
+        start = load_model(None if config.start_from == SHIPPED else config.start_from)
     set_seed(config.seed)
     model, processor = _fresh_tiny(config) if config.backbone.name is None else _fresh_on_backbone(config)
     if config.backbone.liger:

@@ -5,12 +5,37 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..errors import OutputError
 
 STAGING = ".incomplete"
 """Folder in the run's folder in which a checkpoint is written; it gets its name once it is whole."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@contextmanager
+def saving(what: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what torch, safetensors and the system raise where a file cannot be written into one sentence.
+
+    Raises:
+        OutputError: it cannot be, as on a full disk.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if type(error) is RuntimeError and not any(sign in str(error) for sign in _TORCH_CANNOT_WRITE):
+            raise
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+        raise OutputError(f"{what} cannot be saved: {reason.rstrip('.')}.") from error
+
+
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos")  # its errors of writing have no type of their own
 
 
 def latest_checkpoint(run: str | os.PathLike[str]) -> Path | None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
+from ..models import BridgeSTGConfig, BridgeSTGProcessor
 from ..models.adapters import LORA_TARGETS
-from ..models.losses import LossWeights
+from ..settings import build, check_fields, limit, rules_of, rules_of_arguments, show
+from .losses import LossWeights
+
+_MOST = 10**9  # their product is a length, which has 64 bits
+_DTYPES = ("auto", *sorted(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)))
 
 
 @dataclass
@@ -27,9 +33,9 @@ class PhaseConfig:
         losses: loss weights that differ from the run's in this phase.
     """
 
-    steps: int
-    mix: dict[str, float]
-    losses: dict[str, float] = field(default_factory=dict)
+    steps: int = field(metadata=limit(least=1, most=_MOST))
+    mix: dict[str, float] = field(metadata=limit(filled=True, items={"least": 0}))
+    losses: dict[str, float] = field(default_factory=dict, metadata=limit(items={"least": 0}))
 
 
 @dataclass
@@ -41,8 +47,8 @@ class SourceConfig:
         weight: share among the sources, in any unit; None everywhere means by size.
     """
 
-    path: str
-    weight: float | None = None
+    path: str = field(metadata=limit(filled=True))
+    weight: float | None = field(default=None, metadata=limit(above=0))
 
 
 @dataclass
@@ -60,15 +66,15 @@ class DataConfig:
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    max_tokens: int | None = None
-    batch_size: int = 16
-    images_per_clip: int = 4
-    spatial_frames: int = 12
-    positive_ratio: float = 0.5
-    negatives: str = "uniform"
-    answer_dropout: float = 0.4
+    max_tokens: int | None = field(default=None, metadata=limit(least=1))
+    batch_size: int = field(default=16, metadata=limit(least=1, most=_MOST))
+    images_per_clip: int = field(default=4, metadata=limit(least=1))
+    spatial_frames: int = field(default=12, metadata=limit(least=1))
+    positive_ratio: float = field(default=0.5, metadata=limit(least=0, most=1))
+    negatives: str = field(default="uniform", metadata=limit(choices=("uniform", "boundary")))
+    answer_dropout: float = field(default=0.4, metadata=limit(least=0, most=1))
     phases: list[PhaseConfig] = field(default_factory=list)
-    workers: int = 1
+    workers: int = field(default=1, metadata=limit(least=0, most=1024))
 
 
 @dataclass
@@ -78,19 +84,19 @@ class ScheduleConfig:
     `backbone_learning_rate` is that of the backbone, LoRA included; None takes `learning_rate` for all.
     """
 
-    steps: int = 1000
-    learning_rate: float = 1e-3
-    backbone_learning_rate: float | None = None
-    weight_decay: float = 0.01
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.98
-    max_grad_norm: float = 1.0
-    warmup_steps: int = 150
-    decay_share: float = 0.3
-    match_after: int | None = None
-    log_every: int = 50
-    save_every: int = 500
-    keep_checkpoints: int = 2
+    steps: int = field(default=1000, metadata=limit(least=1, most=_MOST))
+    learning_rate: float = field(default=1e-3, metadata=limit(least=0))
+    backbone_learning_rate: float | None = field(default=None, metadata=limit(least=0))
+    weight_decay: float = field(default=0.01, metadata=limit(least=0))
+    adam_beta1: float = field(default=0.9, metadata=limit(least=0, below=1))
+    adam_beta2: float = field(default=0.98, metadata=limit(least=0, below=1))
+    max_grad_norm: float = field(default=1.0, metadata=limit(least=0))
+    warmup_steps: int = field(default=150, metadata=limit(least=0))
+    decay_share: float = field(default=0.3, metadata=limit(least=0, most=1))
+    match_after: int | None = field(default=None, metadata=limit(least=0))
+    log_every: int = field(default=50, metadata=limit(least=1))
+    save_every: int = field(default=500, metadata=limit(least=1))
+    keep_checkpoints: int = field(default=2, metadata=limit(least=1))
 
 
 @dataclass
@@ -105,9 +111,9 @@ class BackboneConfig:
         liger: use the kernels of liger-kernel in its LLM.
     """
 
-    name: str | None = None
-    dtype: str = "auto"
-    attn_implementation: str | None = None
+    name: str | None = field(default=None, metadata=limit(filled=True))
+    dtype: str = field(default="auto", metadata=limit(choices=_DTYPES))
+    attn_implementation: str | None = field(default=None, metadata=limit(filled=True))
     freeze: bool = False
     liger: bool = False
 
@@ -123,10 +129,10 @@ class LoraSettings:
         dropout: on the adapters' input.
     """
 
-    rank: int = 0
-    alpha: float | None = None
-    targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS))
-    dropout: float = 0.05
+    rank: int = field(default=0, metadata=limit(least=0))
+    alpha: float | None = field(default=None, metadata=limit(above=0))
+    targets: list[str] = field(default_factory=lambda: list(LORA_TARGETS), metadata=limit(filled=True))
+    dropout: float = field(default=0.05, metadata=limit(least=0, below=1))
 
 
 @dataclass
@@ -145,13 +151,13 @@ class ScaleConfig:
         device: "auto", or "cpu" also where there is a GPU.
     """
 
-    strategy: str = "ddp"
-    replicas: int = 1
-    deepspeed: str | None = None
-    accumulate: int = 1
-    precision: str = "float32"
+    strategy: str = field(default="ddp", metadata=limit(choices=("ddp", "fsdp2", "deepspeed")))
+    replicas: int = field(default=1, metadata=limit(least=1))
+    deepspeed: str | None = field(default=None, metadata=limit(filled=True))
+    accumulate: int = field(default=1, metadata=limit(least=1))
+    precision: str = field(default="float32", metadata=limit(choices=("float32", "bfloat16")))
     gradient_checkpointing: bool = False
-    device: str = "auto"
+    device: str = field(default="auto", metadata=limit(choices=("auto", "cpu")))
 
 
 @dataclass
@@ -160,15 +166,16 @@ class TrainingConfig:
 
     Attributes:
         seed: of the initial weights, the data and the order.
-        start_from: folder of a saved model whose weights are taken wherever name and shape agree.
+        start_from: folder of a saved model whose weights are taken wherever name and shape agree; "tiny" is the
+            shipped checkpoint.
         backbone, lora: see their classes.
         model: fields of `BridgeSTGConfig` that differ from the default (the tiny one without a backbone).
         processor: fields of `BridgeSTGProcessor` that differ from the default (the checkpoint's with a backbone).
         data, schedule, losses, scale: see their classes.
     """
 
-    seed: int = 0
-    start_from: str | None = None
+    seed: int = field(default=0, metadata=limit(least=0, most=2**32 - 1))
+    start_from: str | None = field(default=None, metadata=limit(filled=True))
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     lora: LoraSettings = field(default_factory=LoraSettings)
     model: dict[str, Any] = field(default_factory=dict)
@@ -179,17 +186,42 @@ class TrainingConfig:
     scale: ScaleConfig = field(default_factory=ScaleConfig)
 
 
-def loss_weights_at(config: TrainingConfig, step: int) -> LossWeights:
-    """The loss weights of the phase that `step` lies in; the last phase goes on.
+def check_config(config: TrainingConfig, source: str = "the configuration") -> TrainingConfig:
+    """The configuration with every value of its kind, each checked.
+
+    Args:
+        source: where it stands; begins the message.
 
     Raises:
-        ConfigError: a phase weighs a loss that does not exist.
+        ConfigError: an unknown field of the model, of the processor or of a phase's losses, or a value that is not of
+            its type or out of range; the sentence names it.
     """
+    return _read(asdict(config), source)
+
+
+# Types and names; what a number may be, the classes say themselves.
+_MODEL = rules_of_arguments(
+    BridgeSTGConfig, but={"backbone_config", "backbone_name", "backbone_fingerprint", "bridge_token_id"}
+)
+_PROCESSOR = rules_of_arguments(BridgeSTGProcessor, but={"tokenizer", "bridge_tokens"})
+
+
+def _read(values: Any, source: str) -> TrainingConfig:
+    config = build(TrainingConfig, values, source)
+    losses = rules_of(LossWeights)
+    for i, phase in enumerate(config.data.phases):
+        check_fields(phase.losses, losses, source, prefix=f"data.phases[{i}].losses.")
+    return replace(
+        config,
+        model=check_fields(config.model, _MODEL, source, prefix="model."),
+        processor=check_fields(config.processor, _PROCESSOR, source, prefix="processor."),
+    )
+
+
+def loss_weights_at(config: TrainingConfig, step: int) -> LossWeights:
+    """The loss weights of the phase that `step` lies in; the last phase goes on."""
     for phase in config.data.phases:
         if step < phase.steps or phase is config.data.phases[-1]:
-            known = [field.name for field in fields(LossWeights)]
-            if unknown := sorted(phase.losses.keys() - set(known)):
-                raise ConfigError(f"{unknown[0]!r} is no loss weight; there are {', '.join(known)}.")
             return replace(config.losses, **phase.losses)
         step -= phase.steps
     return config.losses
@@ -199,28 +231,36 @@ def load_config(source: str | os.PathLike[str], overrides: Sequence[str] = ()) -
     """Read a YAML file, or the shipped configuration of that name, and apply `key=value` overrides.
 
     Raises:
-        ConfigError: no such file, unreadable YAML, an unknown key, or a value of the wrong type.
+        ConfigError: no such file, unreadable YAML, an override that is none, or see `check_config`.
     """
     path = Path(source)
     if not path.is_file():
-        shipped = resources.files("bridge_stg.training") / "configs" / f"{source}.yaml"
-        if not shipped.is_file():
-            names = sorted(p.name[:-5] for p in shipped_configs())
+        names = {shipped.name[:-5]: shipped for shipped in shipped_configs()}
+        if str(source) not in names:
             raise ConfigError(f"{source} is neither a file nor a shipped configuration ({', '.join(names)}).")
-        path = Path(str(shipped))
+        path = names[str(source)]
+    for pair in overrides:
+        if not pair.partition("=")[0].strip() or "=" not in pair:
+            raise ConfigError(f"--set takes key=value, such as schedule.steps=500, got {show(pair)}.")
     try:
-        merged = OmegaConf.merge(
-            OmegaConf.structured(TrainingConfig), OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))
-        )
-        config = OmegaConf.to_object(merged)
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise ConfigError(f"{path.name}: {' '.join(str(error).split())}") from error
-    except Exception as error:  # yaml's own errors share no base with the others
-        if type(error).__module__.startswith("yaml"):
-            raise ConfigError(f"{path.name} is not valid YAML: {' '.join(str(error).split())}.") from error
+        file = OmegaConf.load(path)
+        if not OmegaConf.is_dict(file):
+            raise ConfigError(f"{path.name} must be a mapping of fields, got {show(OmegaConf.to_container(file))}.")
+        merged = OmegaConf.merge(file, OmegaConf.from_dotlist(list(overrides)))
+        values = OmegaConf.to_container(merged, resolve=True)
+    except (OmegaConfBaseException, ValueError, OSError, AttributeError, TypeError) as error:
+        raise ConfigError(f"{path.name}: {_one_line(error)}.") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path.name}: its brackets are nested too deeply.") from error
+    except Exception as error:  # yaml's and the grammar's errors share no base with the others
+        if type(error).__module__.partition(".")[0] in ("yaml", "antlr4"):
+            raise ConfigError(f"{path.name} is not valid YAML: {_one_line(error)}.") from error
         raise
-    assert isinstance(config, TrainingConfig)
-    return config
+    return _read(values, path.name if not overrides else f"{path.name} with --set")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def shipped_configs() -> list[Path]:

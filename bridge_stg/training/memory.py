@@ -21,7 +21,7 @@ from ..models.backbones import FAMILIES
 from ..models.tiny import tiny_config, tiny_processor
 from .activations import BatchShape, activation_bytes
 from .arguments import check_scale
-from .config import TrainingConfig
+from .config import TrainingConfig, check_config
 from .published import PUBLISHED
 from .stream import GROUP_TOKENS, TEXT_TOKENS
 
@@ -84,7 +84,7 @@ def memory_plan(config: TrainingConfig, processes: int) -> MemoryPlan:
         ConfigError: the batch does not fit the processes, a field of the model or the processor is unknown or out of
             range, or the backbone is neither a folder nor a checkpoint whose architecture is known here.
     """
-    clips = check_scale(config, processes)
+    clips = check_scale(check_config(config), processes)
     model, processor = meta_model(config)
     model.train()
     groups = max(1, processor.max_frames // processor.temporal_patch_size)
@@ -138,10 +138,7 @@ def meta_model(config: TrainingConfig) -> tuple[Any, BridgeSTGProcessor]:
     Raises:
         ConfigError: a field of the model or the processor is unknown or out of range, or see `backbone_config`.
     """
-    if unknown := sorted(config.processor.keys() - set(BridgeSTGProcessor.setting_names())):
-        raise ConfigError(f"processor: {unknown[0]!r} is no setting of the processor.")
-    if unknown := sorted(config.model.keys() - set(inspect.signature(BridgeSTGConfig).parameters)):
-        raise ConfigError(f"model: {unknown[0]!r} is no setting of the model; the settings are in BridgeSTGConfig.")
+    config = check_config(config)
     try:
         return _meta_tiny(config) if config.backbone.name is None else _meta_on_backbone(config)
     except (TypeError, ValueError) as error:

@@ -21,9 +21,10 @@ from ..models import BridgeSTGProcessor
 from .arguments import training_arguments
 from .batching import LengthAwareBatches
 from .building import build_model, checkpoint_activations
-from .checkpoints import latest_checkpoint, publish_files
-from .config import TrainingConfig, loss_weights_at
+from .checkpoints import latest_checkpoint, publish_files, saving
+from .config import TrainingConfig, check_config, loss_weights_at
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
+from .record import refuse_another, settle_processor, what_makes
 from .stream import GroundingStream
 from .trainer import BridgeSTGTrainer
 
@@ -44,6 +45,9 @@ def train(
 ) -> BridgeSTGTrainer:
     """Train and save model and processor in `output`; a checkpoint found there is resumed, exactly.
 
+    A folder that another configuration made is refused; `record.MAY_CHANGE` lists what may change: steps, saving,
+    logging, loader processes, memory.
+
     Under `torchrun` every process calls it.
 
     Args:
@@ -53,18 +57,20 @@ def train(
     Raises:
         ConfigError, ModelError, OutputError.
     """
+    config = check_config(config)
     folder = ensure_writable_folder(output)
-    _check(config)
+    made = what_makes(config, build)
+    refuse_another(folder, made)
+    resumed = latest_checkpoint(folder)
     arguments = training_arguments(config, folder, tensorboard=tensorboard)
     model, processor = build(config)
     if config.scale.gradient_checkpointing:
         checkpoint_activations(model)
     with arguments.main_process_first(local=False, desc="the processor"):
-        if (folder / "processor_config.json").is_file():  # a resumed run keeps the vocabulary that it began with
+        if arguments.should_save:
+            settle_processor(folder, processor, made, resumed=resumed is not None)
+        if resumed is not None:  # it keeps the vocabulary that it began with
             processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
-        elif arguments.should_save:
-            processor.save_pretrained(folder)
-    resumed = latest_checkpoint(folder)
     schedule = config.schedule
     dataset, batches = _data(config, processor, arguments, folder)
     trainer = BridgeSTGTrainer(
@@ -82,15 +88,6 @@ def train(
     trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
     _save(trainer, folder)
     return trainer
-
-
-def _check(config: TrainingConfig) -> None:
-    """A mistake in a late phase must not wait for it."""
-    data = config.data
-    for i in range(len(data.phases)):
-        loss_weights_at(config, sum(phase.steps for phase in data.phases[:i]))
-    if data.negatives not in ("uniform", "boundary"):
-        raise ConfigError(f"data.negatives must be uniform or boundary, got {data.negatives!r}.")
 
 
 def _data(
@@ -162,8 +159,9 @@ def _save(trainer: BridgeSTGTrainer, folder: Path) -> None:
     if trainer.args.should_save:
         staged = ensure_writable_folder(folder / _FINAL)
         network: Any = trainer.accelerator.unwrap_model(trainer.model)
-        network.save_pretrained(staged, **({} if weights is None else {"state_dict": weights}))
-        publish_files(staged, folder)
+        with saving(f"The model in {folder}"):
+            network.save_pretrained(staged, **({} if weights is None else {"state_dict": weights}))
+            publish_files(staged, folder)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -19,8 +18,10 @@ from ..data.sample import GroundingSample
 from ..data.sample_store import SampleStore
 from ..data.time_base import align_to_video
 from ..data.video import decode_frames, probe
-from ..errors import OutputError, SampleError, VideoError
+from ..errors import OutputError, SampleError
+from ..failures import reason_of
 from ..files import ensure_writable_folder
+from ..json_text import dump_json
 from ..models.processing_bridge_stg import BridgeSTGProcessor, answer_text
 from .batching import ClipShape
 
@@ -36,8 +37,8 @@ class GroundingStream(Dataset):
     the video as is annotated; times count from its start. It never has more frames than `shape` says.
 
     A sample that cannot be used (a video that is missing or broken, an event outside it, a frame size that is not that
-    of the annotation, no label of its task) gives its place to the next one of its dataset and frame size, and is
-    written down once.
+    of the annotation, no label of its task, or whatever else happens to it) gives its place to the next one of its
+    dataset and frame size, and is written down once.
 
     Args:
         stores: datasets by name.
@@ -139,9 +140,9 @@ class GroundingStream(Dataset):
             sample = self.stores[name][index]
             try:
                 return [self._item(sample, tuple(self._grids[name][index]), int(self._groups[name][index]), place)]
-            except (VideoError, SampleError) as error:
-                reason = str(error)
-                self._write_down(name, sample, reason)
+            except Exception as error:  # of whatever kind: it is this sample's, and must not end the run
+                reason = reason_of(error, sample.id)
+            self._write_down(name, sample, reason)
         raise SampleError(f"No sample of {name} of one frame size can be used; the last one, {sample.id}: {reason}")
 
     def _candidates(self, name: str, wanted: int) -> Iterator[int]:
@@ -161,7 +162,7 @@ class GroundingStream(Dataset):
         try:
             descriptor = os.open(self.skipped, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             try:  # one write a line: processes share the file
-                os.write(descriptor, (json.dumps(record) + "\n").encode())
+                os.write(descriptor, (dump_json(record) + "\n").encode())
             finally:
                 os.close(descriptor)
         except OSError as error:

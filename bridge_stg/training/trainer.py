@@ -15,7 +15,8 @@ from transformers.trainer import SCHEDULER_NAME
 from ..errors import SampleError
 from ..models.losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
 from ..models.visual_tokens import frame_mask
-from .checkpoints import STAGING, clear_staging, publish
+from .checkpoints import STAGING, clear_staging, publish, saving
+from .losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
 from .sharding import layers_to_shard, load_sharded_optimizer, mixed_precision, shard_on_cpu_too, shard_spatial_half
 
 
@@ -197,18 +198,19 @@ class BridgeSTGTrainer(Trainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Write the checkpoint aside, and give it its name once every process has written its share."""
-        if self.args.should_save:
-            clear_staging(self.args.output_dir)
-        self.accelerator.wait_for_everyone()
-        self._staging = True
-        try:
-            super()._save_checkpoint(model, trial)
-        finally:
-            self._staging = False
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            publish(self.args.output_dir, self.args.save_total_limit)
-        self.accelerator.wait_for_everyone()
+        with saving(f"A checkpoint in {self.args.output_dir}"):
+            if self.args.should_save:
+                clear_staging(self.args.output_dir)
+            self.accelerator.wait_for_everyone()
+            self._staging = True
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._staging = False
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                publish(self.args.output_dir, self.args.save_total_limit)
+            self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Load through `from_pretrained`: saved names differ from the module's, and a plain load would miss them."""

@@ -6,8 +6,11 @@ import sys
 
 import av
 import pytest
+import typer
 
+from bridge_stg.cli import app
 from bridge_stg.data import VOCABULARY, probe, read_samples
+from bridge_stg.errors import OutputError, SampleError
 from bridge_stg.models import BridgeSTGForVideoGrounding
 from bridge_stg.models.tiny import tiny_config, tiny_processor
 
@@ -130,8 +133,149 @@ def test_evaluate_prints_the_metrics_per_sentence_type(model, synthetic, tmp_pat
 def test_evaluate_switches_the_model(model, synthetic):
     done = run("evaluate", "-d", synthetic, "-m", model, "--set", "keep=1.0", "--set", "gate=false", "--json")
     assert done.returncode == 0, done.stderr
-    assert_one_sentence(run("evaluate", "-d", synthetic, "-m", model, "--set", "kep=1.0"), 1, "'kep' is not a setting")
+    wrong = {
+        "kep=1.0": "--set: unknown field 'kep'; the nearest is keep.",
+        "gate=maybe": "--set: gate must be true or false, got 'maybe'.",
+        "keep=NaN": "--set: keep must be a number, got nan.",
+        "backbone_name=x": "--set: unknown field 'backbone_name'",
+    }
+    for pair, message in wrong.items():
+        assert_one_sentence(run("evaluate", "-d", synthetic, "-m", model, "--set", pair), 1, message)
     assert_one_sentence(run("evaluate", "-d", synthetic, "-m", model, "--set", "keep"), 2, "is not key=value")
+
+
+@pytest.mark.parametrize("word", ["False", "off", "no"])
+def test_a_switch_is_off_by_every_word_for_it(monkeypatch, word):
+    given = {}
+
+    def load(folder, settings):
+        given.update(settings)
+        raise SampleError("far enough")
+
+    monkeypatch.setattr("bridge_stg.models.load_model", load)
+    monkeypatch.setattr("bridge_stg.inference.find_samples", lambda data, split: [])
+    with pytest.raises(SampleError, match="far enough"):
+        _invoke("evaluate", "--data", "anywhere", "--set", f"gate={word}", "--set", "keep=1")
+    assert given == {"gate": False, "keep": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "--dataset", "d.jsonl", "--predictions", "p.jsonl", "--limit", "2"], "--limit"),
+        (["evaluate", "--dataset", "d.jsonl", "--predictions", "p.jsonl", "--set", "keep=1"], "--set"),
+        (["evaluate", "--dataset", "d.jsonl", "--predictions", "p.jsonl", "--floors"], "--floors"),
+        (["evaluate", "--dataset", "d.jsonl", "--predictions", "p.jsonl", "-m", "m"], "--model"),
+        (["evaluate", "--data", __file__, "--split", "val"], "--split"),
+        (["evaluate", "--data", "d", "--limit", "0"], "--limit"),
+        (["ground", "v.mp4", "red", "--batch-size", "2"], "--batch-size"),
+        (["ground", "v.mp4", "red", "--spatial-fps", "nan"], "--spatial-fps"),
+        (["ground", "v.mp4", "red", "--spatial-fps", "inf"], "--spatial-fps"),
+        (["ground", "v.mp4", "red", "--out", ""], "--out"),
+        (["ground", "", "red"], "VIDEO"),
+        (["ground", "--manifest", "", "--out", "o.jsonl"], "--manifest"),
+        (["train", "tiny", "--max-minutes", "nan"], "--max-minutes"),
+        (["train", "tiny", "--out", ""], "--out"),
+        (["train", "tiny", "--plan", "8", "--out", "runs"], "--out"),
+        (["demo", "--train-seconds", "inf"], "--train-seconds"),
+        (["bench", "--list", "--seconds", "nan"], "--seconds"),
+        (["synth", ""], "FOLDER"),
+        (["data", "convert", "a", "-f", "jsonl", "-o", ""], "--out"),
+    ],
+)
+def test_an_option_that_would_be_ignored_or_mean_nothing_is_refused(arguments, message):
+    with pytest.raises(typer.BadParameter) as caught:
+        _invoke(*arguments)
+    assert caught.value.exit_code == 2 and f"Invalid value for {message}" in caught.value.format_message().replace(
+        "'", ""
+    )
+
+
+def _invoke(*arguments):
+    """In this process; a failure is raised."""
+    return app(args=list(arguments), standalone_mode=False)
+
+
+def test_a_run_goes_to_a_folder_named_like_its_configuration(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 1\n")
+    seen = []
+    monkeypatch.setattr("bridge_stg.training.train", lambda config, folder, **options: seen.append(folder))
+    for name in ("demo", "mine.yaml"):
+        _invoke("train", name)
+    _invoke("train", "demo", "--out", "elsewhere")
+    assert list(map(str, seen)) == ["runs/demo", "runs/mine", "elsewhere"]
+
+
+def test_a_manifest_goes_on_with_the_same_options_only(model, clip, tmp_path):
+    manifest, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    manifest.write_text(json.dumps({"id": "[/a] [c] \x1b[31m", "video": str(clip), "sentence": "the red circle"}))
+    base = ["ground", "--manifest", str(manifest), "--out", str(out), "--model", str(model)]
+    _invoke(*base)
+    before = out.read_bytes()
+    with pytest.raises(OutputError, match=r"made with spatial_fps null, not 2\.0"):
+        _invoke(*base, "--spatial-fps", "2")
+    with pytest.raises(OutputError, match="made with model "):
+        _invoke(*base[:-2])
+    assert out.read_bytes() == before
+
+
+def test_names_that_read_as_markup_are_printed_and_nothing_ends(model, tmp_path):
+    manifest = tmp_path / "in[" / "a].jsonl"  # in[/a].jsonl
+    manifest.parent.mkdir()
+    names = ["[/a]", "[c]", "\x1b[31m", "\ud800"]
+    manifest.write_text("".join(json.dumps({"id": n, "video": "[/gone].mp4", "sentence": "s"}) + "\n" for n in names))
+    done = run("ground", "--manifest", manifest, "--out", tmp_path / "out[/b].jsonl", "--model", model)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stdout == f"0 of 4 grounded, 4 failed; written to {tmp_path}/out[/b].jsonl\n"
+    lines = done.stderr.splitlines()
+    assert [line.split(": ")[0] for line in lines] == ["[/a]", "[c]", r"\x1b[31m", r"\ud800", "error"]
+    assert "None of the 4 records could be grounded" in lines[-1]
+
+
+def test_a_sentence_that_is_no_utf_8_is_one_sentence(clip):
+    command = [sys.executable, "-m", "bridge_stg", "ground", str(clip), b"caf\xe9"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert_one_sentence(done, 1, r"The sentence must be UTF-8 text, got 'caf\udce9'")
+
+
+def test_an_output_that_cannot_be_is_said_before_the_model_is_loaded(clip, tmp_path, monkeypatch):
+    monkeypatch.setattr("bridge_stg.models.load_model", lambda *arguments: pytest.fail("loaded"))
+    manifest = tmp_path / "in.jsonl"
+    manifest.write_text(json.dumps({"id": "a", "video": str(clip), "sentence": "s"}))
+    with pytest.raises(OutputError, match="is not a writable folder"):
+        _invoke("ground", "--manifest", str(manifest), "--out", "/proc/none")
+    with pytest.raises(OutputError, match="only a regular file is replaced"):
+        _invoke("ground", "--manifest", str(manifest), "--out", "/dev/null")
+    source = tmp_path / "annotated.mp4"
+    source.write_bytes(clip.read_bytes())
+    with pytest.raises(OutputError, match="would be replaced"):
+        _invoke("ground", str(source), "s", "--out", str(tmp_path))
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "strip.png").mkdir()
+    with pytest.raises(OutputError, match=r"strip\.png cannot be written: it is a folder"):
+        _invoke("ground", str(clip), "s", "--out", str(tmp_path / "o"))
+
+
+def test_results_are_written_together_or_not_at_all(model, clip, tmp_path, monkeypatch):
+    (tmp_path / "result.json").write_text("old")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bridge_stg.visualization.draw_strip", full)
+    with pytest.raises(OutputError, match=r"cannot be written: No space left on device\."):
+        _invoke("ground", str(clip), "the red circle", "--model", str(model), "--out", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert (tmp_path / "result.json").read_text() == "old"
+
+
+def test_a_run_in_which_nothing_could_be_grounded_has_failed(model, synthetic, tmp_path):
+    samples = [json.loads(line) for line in (synthetic / "test.jsonl").read_text().splitlines()]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(s | {"video": "gone.mp4"}) + "\n" for s in samples))
+    done = run("evaluate", "--data", tmp_path / "d.jsonl", "--model", model, "--json")
+    assert done.returncode == 1 and "None of the 4 samples could be grounded." in done.stderr
+    assert len(json.loads(done.stdout)["failed"]) == 4
 
 
 def test_train_runs_from_a_configuration_with_overrides(tmp_path):

@@ -77,6 +77,12 @@ def test_a_model_starts_from_saved_weights_where_they_fit(tmp_path, caplog):
         build_model(load_config("tiny", ["start_from=nowhere"]))
 
 
+def test_tiny_is_the_shipped_checkpoint_to_start_from():
+    model, _ = build_model(load_config("tiny", ["start_from=tiny", "seed=5"]))
+    saved = load_model().state_dict()
+    assert all(torch.equal(weight, saved[name]) for name, weight in model.state_dict().items())
+
+
 def test_a_run_out_of_time_stops_with_a_checkpoint(tmp_path):
     trainer = train(load_config("tiny", [*FEW, "schedule.steps=6"]), tmp_path, tensorboard=False, max_seconds=0.0)
     assert trainer.state.global_step == 1
@@ -120,7 +126,7 @@ def test_a_run_on_annotated_files_mixes_tasks_and_resumes(tmp_path):
         (["scale.precision=float16"], "scale.precision must be one of float32, bfloat16"),
         (["scale.replicas=2"], r"must divide the number of processes \(1\), got 2"),
         (["scale.strategy=deepspeed", "scale.precision=bfloat16"], r"deepspeed needs scale\.precision=float32"),
-        (["scale.accumulate=0"], "scale.accumulate must be at least 1"),
+        (["scale.accumulate=0"], "scale.accumulate must be an integer >= 1, got 0"),
         (["scale.deepspeed=ds.json"], "for scale.strategy=deepspeed only"),
     ],
 )

@@ -24,6 +24,7 @@ from bridge_stg.errors import OutputError, SampleError
 from bridge_stg.models.processing_bridge_stg import parse_answer
 from bridge_stg.models.tiny import tiny_processor
 from bridge_stg.training import GroundingStream, LengthAwareBatches, collate_grounding
+from bridge_stg.training import stream as stream_module
 from bridge_stg.training.stream import GROUP_TOKENS, TEXT_TOKENS
 from tests.data.media import HEIGHT, WIDTH, encode, read_numbers
 
@@ -192,6 +193,27 @@ def test_a_broken_video_gives_its_place_away_and_is_listed_once(synthetic, proce
     assert "does not exist" in reasons["train-0-000002"]
     assert "cannot be opened" in reasons["train-0-000005"]
     assert "begins at 100.00 s" in reasons["train-0-000007"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(OSError(95, "Operation not supported"), "OSError: [Errno 95] Operation not supported"),
+     (MemoryError(), "the memory is not enough for it."), (KeyError("x"), "KeyError: 'x'")],
+)  # fmt: skip
+def test_whatever_happens_to_a_sample_gives_its_place_away(synthetic, processor, tmp_path, monkeypatch, error, reason):
+    bad = read_samples(synthetic)[0]
+    decode = stream_module.decode_frames
+
+    def fails_at_one(info, index):
+        if info.path == bad.video:
+            raise error
+        return decode(info, index)
+
+    monkeypatch.setattr(stream_module, "decode_frames", fails_at_one)
+    data = stream(synthetic, processor, skipped=tmp_path / "skipped.jsonl")
+    assert len([data[place] for place in range(24)]) == 24
+    listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert [(entry["id"], entry["reason"]) for entry in listed] == [(bad.id, reason)]
 
 
 def test_a_video_of_another_size_than_annotated_is_refused(tmp_path, processor):
