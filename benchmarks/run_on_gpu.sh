@@ -82,7 +82,7 @@ build() {
   local capability
   capability="$("$PYTHON" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_capability()))')" || return 1
   BRIDGE_STG_CUDA=1 TORCH_CUDA_ARCH_LIST="$capability" "$PYTHON" setup.py build_ext --inplace &&
-    "$PYTHON" -m benchmarks.preflight --built
+    "$PYTHON" -m benchmarks.gpu.preflight --built
 }
 export -f build
 export PYTHON PYTHONPATH="$TREE"
@@ -100,16 +100,16 @@ PARALLEL=()
 PYTEST=("$PYTHON" -m pytest -m gpu -q -p no:cacheprovider --continue-on-collection-errors "${PARALLEL[@]}" "${GPU_TESTS[@]}")
 # Without tube_latency: a coupled answer of 64 boxes is a thousand forwards, and would take the time of the others.
 BENCH=("$PYTHON" -m benchmarks attend_memory patchify_frames prune_tokens --device cuda --out "$RESULTS")
-SANITIZE=("$PYTHON" -m benchmarks.sanitize)
+SANITIZE=("$PYTHON" -m benchmarks.gpu.sanitize)
 
 if [ -n "$DRY" ]; then
-  step preflight 600 "$PYTHON" -m benchmarks.preflight --dry-run
+  step preflight 600 "$PYTHON" -m benchmarks.gpu.preflight --dry-run
   step build 600 "$PYTHON" setup.py build_ext --inplace --help
   step tests 600 "${PYTEST[@]}" --collect-only
   step sanitizer 600 "${SANITIZE[@]}" --device cpu
   step bench 600 "${BENCH[@]}" --seconds 1 --list
 else
-  step preflight 60 "$PYTHON" -m benchmarks.preflight
+  step preflight 60 "$PYTHON" -m benchmarks.gpu.preflight
   step build 120 bash -c build
   step tests 150 "${PYTEST[@]}" --durations=10
   if command -v compute-sanitizer > /dev/null; then

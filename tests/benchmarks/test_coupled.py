@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_tube_latency, coupled_comparison
+from benchmarks import bench_tube_latency
 from benchmarks.baselines.coupled import (
     CoupledForVideoGrounding,
     answer_limit,
@@ -16,6 +16,7 @@ from benchmarks.baselines.coupled import (
 )
 from benchmarks.harness import command
 from benchmarks.harness.runner import Settings, _ring
+from benchmarks.studies import coupled as coupled_comparison
 from bridge_stg.data import SyntheticTubes, read_samples, write_split
 from bridge_stg.evaluation import METRICS, evaluate
 from bridge_stg.inference import predict_samples

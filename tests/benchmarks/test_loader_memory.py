@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.loader_memory import drift, main, measure, once
+from benchmarks.studies.loader import drift, main, measure, once
 from bridge_stg.data import VOCABULARY, SampleStore, write_split
 from bridge_stg.models.tiny import tiny_processor
 from bridge_stg.training import GroundingStream

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.qwen_prefill import answer, prompt, prune_visual_tokens, stock_model
+from benchmarks.studies.prefill import answer, prompt, prune_visual_tokens, stock_model
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The ablation table: switches at inference, and short trainings from one common start, all tiers, several seeds.
 
-    python benchmarks/ablation.py --start runs/motion --out runs/ablation --steps 250 --seeds 0 1
+    python -m benchmarks.studies.ablation --start runs/motion --out runs/ablation --steps 250 --seeds 0 1
 
 `runs/motion` is the tiny training before its clips:
 `bridge-stg train tiny --out runs/motion --set schedule.steps=3000 --set schedule.decay_share=0`.

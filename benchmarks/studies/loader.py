@@ -1,6 +1,6 @@
 """Memory of a data loader over many clips: does it stay flat?
 
-    python -m benchmarks.loader_memory --clips 2000 --workers 2
+    python -m benchmarks.studies.loader --clips 2000 --workers 2
 
 Writes that many small H.264 clips, reads each once through `GroundingStream`, `LengthAwareBatches` and worker
 processes, as training does, and takes the resident memory (RSS) of the loader's processes after every batch; the mean

@@ -1,4 +1,4 @@
-"""Every compiled kernel once, small and odd: `compute-sanitizer python -m benchmarks.sanitize` looks over its shoulder.
+"""Run every compiled kernel once, on small odd shapes, under `compute-sanitizer python -m benchmarks.gpu.sanitize`.
 
 Nothing is timed and nothing compared; tests do that. Sizes are no multiples of any tile, indices and offsets lie at
 and beyond their ends, masks hide whole segments.
@@ -110,7 +110,7 @@ def _backward(outputs: tuple[Tensor, ...], *leaves: Tensor) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.sanitize", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.sanitize", description=__doc__)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.manual_seed(0)

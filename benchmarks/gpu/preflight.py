@@ -11,7 +11,7 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NEEDED = ("torch", "triton", "numpy", "pytest", "hypothesis", "setuptools", "pybind11")
 USED_IF_THERE = ("transformers", "torchvision", "xdist", "matplotlib", "xformers", "flash_attn")
 FILES = ("setup.py", "pyproject.toml", "CMakeLists.txt", "csrc", "triton_kernels", "bridge_stg", "tests", "benchmarks")

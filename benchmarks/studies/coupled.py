@@ -1,6 +1,6 @@
 """Decoupled against coupled on SyntheticTubes: one backbone to start from, the same data, equal training compute.
 
-    python -m benchmarks.coupled_comparison --out runs/coupled --minutes 15 --seeds 0 1
+    python -m benchmarks.studies.coupled --out runs/coupled --minutes 15 --seeds 0 1
 
 Both rows take the backbone of the start (the shipped checkpoint where `--start` is left out) and learn everything
 else anew: Bridge-STG its bridge and its spatial decoder, the coupled baseline to write boxes. They see the same
@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from benchmarks.ablation import COLUMNS
 from benchmarks.baselines.coupled import CoupledForVideoGrounding, build_coupled, collate_coupled
+from benchmarks.studies.ablation import COLUMNS
 from bridge_stg.data import read_samples, write_split
 from bridge_stg.evaluation import METRICS, evaluate
 from bridge_stg.files import write_text

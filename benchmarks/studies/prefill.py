@@ -1,6 +1,6 @@
 """Prune the visual tokens of a stock Qwen2.5-VL before its LLM, and the prefill time that it saves.
 
-    python -m benchmarks.qwen_prefill --keep 0.5 0.25 0.1
+    python -m benchmarks.studies.prefill --keep 0.5 0.25 0.1
 
 The model keeps its classes and its weights; `prune_visual_tokens` hooks its language model for one prefill.
 """

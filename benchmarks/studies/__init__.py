@@ -1,0 +1,1 @@
+"""Longer comparisons that answer one question each: ablation, coupled baseline, prefill, loader memory."""
