@@ -41,6 +41,15 @@ test-extras:  ## core, app and train in turn in one fresh environment, from a wh
 	  $(VENV)-extras/bin/python tests/check_extra.py $$extra; \
 	done
 
+# A copy of the tree: what is compiled in place here stays that of $(VENV). The CUDA library is built where nvcc is.
+OLDEST_TESTS ?= tests/ops tests/models/test_video_processing.py tests/cli/test_ground.py
+test-oldest: $(VENV)-oldest/.installed  ## the oldest releases that are declared: build, ops, the video processors, ground
+	rm -rf $(OLDEST_TREE) && mkdir -p $(OLDEST_TREE)
+	git ls-files --cached --others --exclude-standard | xargs -d '\n' cp --parents -t $(OLDEST_TREE)
+	PATH="$(abspath $(VENV)-oldest/bin):$$PATH" TORCH_CUDA_ARCH_LIST=9.0 $(OLDEST_PIP) --no-build-isolation --editable '$(OLDEST_TREE)[app]'
+	cd $(OLDEST_TREE) && $(abspath $(VENV)-oldest/bin/python) -m pytest $(OLDEST_TESTS)
+	cd $(OLDEST_TREE) && TRITON_INTERPRET=1 $(abspath $(VENV)-oldest/bin/python) -m pytest tests/triton_kernels/interpreted/test_fullgraph.py
+
 SANITIZED := build/sanitize
 test-native: $(VENV)/.installed-dev  ## C++ unit tests and the CPU ops under AddressSanitizer and UndefinedBehaviorSanitizer
 	PATH="$(abspath $(BIN)):$$PATH" cmake -S . -B $(SANITIZED) -G Ninja -DPython_EXECUTABLE=$(abspath $(BIN)/python) \
@@ -76,4 +85,10 @@ $(VENV)/.installed-dev: $(DESCRIPTION) | $(BIN)/python
 $(VENV)-other/.installed: | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-other
 	$(VENV)-other/bin/python -m pip install --quiet $(OTHER_TORCH) numpy
+	@touch $@
+
+OLDEST_PIP := $(VENV)-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt
+$(VENV)-oldest/.installed: constraints-oldest.txt
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(OLDEST_PIP) $(BUILD_TOOLS) pytest hypothesis
 	@touch $@
