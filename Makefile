@@ -42,7 +42,7 @@ test-extras:  ## core, app and train in turn in one fresh environment, from a wh
 	done
 
 # A copy of the tree: what is compiled in place here stays that of $(VENV). The CUDA library is built where nvcc is.
-OLDEST_TESTS ?= tests/ops tests/models/test_video_processing.py tests/cli/test_ground.py
+OLDEST_TESTS ?= tests/ops tests/models/test_video_processing.py
 test-oldest: $(VENV)-oldest/.installed  ## the oldest releases that are declared: build, ops, the video processors, ground
 	rm -rf $(OLDEST_TREE) && mkdir -p $(OLDEST_TREE)
 	git ls-files --cached --others --exclude-standard | xargs -d '\n' cp --parents -t $(OLDEST_TREE)

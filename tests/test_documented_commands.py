@@ -26,7 +26,9 @@ from bridge_stg.cli import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-FENCE = re.compile(r"(?:^<!-- not run: (?P<reason>[^\n]*?) ?-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
+FENCE = re.compile(
+    r"(?:^<!-- not run: (?P<reason>[^\n]*?) ?-->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 INLINE = re.compile(r"`((?:make|bridge-stg|torchrun|python -m|python) [^`\n]*)`")
 SMALLER = [
     (re.compile(r"--count \d+"), "--count 2"),

@@ -1,4 +1,4 @@
-"""What is shipped installs and runs: sdist, the wheel of an isolated build of it, a pure-Python wheel, another torch."""
+"""What is shipped installs and runs: sdist, the wheel of an isolated build, a pure-Python wheel, another torch."""
 
 import ast
 import importlib.util
