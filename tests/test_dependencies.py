@@ -64,9 +64,8 @@ def test_an_import_is_declared_at_its_level():
     below = {"core": declared("core")}
     below["app"] = below["core"] | declared("app")
     below["train"] = below["app"] | declared("train")
-    anywhere = set().union(
-        *(declared(extra) for extra in ("core", *PROJECT["optional-dependencies"]) if extra != "dev")
-    )
+    extras = [extra for extra in PROJECT["optional-dependencies"] if extra != "dev"]
+    anywhere = below["train"].union(*(declared(extra) for extra in extras))
     for level, at_head, package, path in IMPORTS:
         assert package in (below[level] if at_head else anywhere), f"{path} imports {package}, which {level} lacks"
 
@@ -87,7 +86,11 @@ def test_a_lacking_command_knows_every_module_of_the_extras():
 )
 def test_a_command_that_lacks_an_extra_says_so(lacking, command, extra, tmp_path):
     arguments = json.dumps(["bridge-stg", *command])
-    code = f"import sys; sys.modules[{lacking!r}] = None; sys.argv = {arguments}; from bridge_stg.__main__ import main; main()"
+    code = f"""import sys
+sys.modules[{lacking!r}] = None
+sys.argv = {arguments}
+from bridge_stg.__main__ import main
+main()"""
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert f"needs {lacking}, which is not installed" in done.stderr
