@@ -1,11 +1,15 @@
 """Drives CMake for the compiled part; metadata lives in pyproject.toml, targets in CMakeLists.txt.
 
+What is compiled needs the headers and libraries of a torch, never a torch that can be imported: an isolated build takes
+those of the environment it installs into, and asks for a torch of its own only where that environment has none.
+
 Environment: BRIDGE_STG_NATIVE=0 installs pure Python; BRIDGE_STG_CUDA=0 or 1 leaves out or demands the CUDA library;
 TORCH_CUDA_ARCH_LIST names its architectures, such as "9.0"; MAX_JOBS the compilers at once. See docs/environment.md.
 """
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +19,26 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+OLDEST_TORCH = (2, 11)
+FIND_TORCH = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
+
+
+def find_torch():
+    """Folder of the torch to compile against: of this environment, else of the one pip hides; None if none will do."""
+    # pip isolates by PYTHONPATH: the same interpreter without it (-E) sees the environment that is installed into.
+    for options in (["-P"], ["-P", "-E"]):
+        found = subprocess.run([sys.executable, *options, "-c", FIND_TORCH], capture_output=True, text=True, check=True)
+        folder = Path(found.stdout.strip() or os.devnull)
+        if folder.is_dir() and tuple(map(int, written_in(folder, "__version__").split(".")[:2])) >= OLDEST_TORCH:
+            return folder
+    return None
+
+
+def written_in(torch, name):
+    """A string of torch/version.py, or None: an isolated build cannot import torch."""
+    text = (torch / "version.py").read_text()
+    found = re.search(rf"^{name}\b[^=\n]*= *['\"]([^'\"]+)", text, re.MULTILINE)
+    return found and found[1]
 
 
 def why_not_native():
@@ -28,7 +52,12 @@ def why_not_native():
     return None
 
 
-def wants_cuda():
+def build_requirements():
+    """What an isolated build has to fetch besides the requirements of pyproject.toml; it asks by `egg_info`."""
+    return [] if "egg_info" not in sys.argv or why_not_native() or find_torch() else ["torch>=2.11"]
+
+
+def wants_cuda(torch):
     """Whether to build the CUDA library: nvcc is there, and torch has CUDA or the builder says so."""
     wish = os.environ.get("BRIDGE_STG_CUDA")
     nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
@@ -36,10 +65,8 @@ def wants_cuda():
         sys.exit("BRIDGE_STG_CUDA=1 asks for the CUDA library, but nvcc is not on PATH.")
     if wish == "0" or not nvcc:
         return False
-    import torch
-
     asked = wish == "1" or os.environ.get("FORCE_CUDA") == "1" or "TORCH_CUDA_ARCH_LIST" in os.environ
-    return asked or torch.version.cuda is not None
+    return asked or written_in(torch, "cuda") is not None
 
 
 def architectures():
@@ -61,25 +88,30 @@ class CMakeBuild(build_ext):
     """Builds all of CMakeLists.txt's targets and installs them into the package's folder."""
 
     def run(self):
+        target = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "bridge_stg"
+        # An earlier build may have left a library that this one leaves out.
+        for stale in [*target.glob("lib/libbridge_stg_*.so"), *target.glob("_native*.so")]:
+            stale.unlink()
         reason = why_not_native()
         if reason is not None:
             print(f"bridge-stg: installing pure Python, without the compiled kernels: {reason}.", file=sys.stderr)
             return
-        if importlib.util.find_spec("torch") is None:
+        torch = find_torch()
+        if torch is None:
             sys.exit(
-                "bridge-stg compiles against the torch it will run with, and torch is not importable here: install "
-                "torch first and use pip's --no-build-isolation, or set BRIDGE_STG_NATIVE=0 for pure Python."
+                "bridge-stg compiles against torch >= 2.11, and there is none here: install torch first, or leave out "
+                "--no-build-isolation, or set BRIDGE_STG_NATIVE=0 for pure Python."
             )
-        target = (ROOT if self.inplace else Path(self.build_lib).resolve()) / "bridge_stg"
         build = Path(self.build_temp).resolve() / "cmake"
         build.mkdir(parents=True, exist_ok=True)
         cmake = [shutil.which("cmake")] if shutil.which("cmake") else [sys.executable, "-m", "cmake"]
-        cuda = wants_cuda()
+        cuda = wants_cuda(torch)
         configure = [
             *cmake,
             *("-S", str(ROOT), "-B", str(build)),
             *(("-G", "Ninja") if shutil.which("ninja") else ()),
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DTORCH_ROOT={torch}",
             f"-DBRIDGE_STG_CUDA={'ON' if cuda else 'OFF'}",
             f"-DBRIDGE_STG_CUDA_ARCHITECTURES={architectures()}",
         ]
@@ -95,4 +127,8 @@ class CMakeBuild(build_ext):
         return {}
 
 
-setup(ext_modules=[Extension("bridge_stg._native", sources=[])], cmdclass={"build_ext": CMakeBuild})
+setup(
+    ext_modules=[Extension("bridge_stg._native", sources=[])],
+    cmdclass={"build_ext": CMakeBuild},
+    setup_requires=build_requirements(),
+)

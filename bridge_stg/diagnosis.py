@@ -39,8 +39,9 @@ def diagnose() -> dict[str, Any]:
         "device": _device(),
         "build": build_info(),
         "backends": [
-            {"op": status.op, "name": status.name, "usable": status.usable, "reason": status.reason}
+            {"op": status.op, "name": status.name, "usable": reason is None, "reason": reason}
             for status in backends()
+            for reason in [status.reason or _missing_device(status.devices)]
         ],
         "codecs": _codecs(),
     }
@@ -67,6 +68,13 @@ def diagnosis_table(facts: dict[str, Any]) -> Table:
     for codec, state in facts["codecs"].items():
         table.add_row(f"codec {codec}", state)
     return table
+
+
+def _missing_device(devices: tuple[str, ...]) -> str | None:
+    """Why a backend that could run in this installation has nothing to run on, or None."""
+    if devices == ("cuda",) and not torch.cuda.is_available():
+        return "no CUDA device or driver found"
+    return None
 
 
 def _device() -> str:

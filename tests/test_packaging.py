@@ -1,10 +1,13 @@
-"""What is shipped installs and runs: sdist, the wheel built from it, a pure-Python wheel, another torch."""
+"""What is shipped installs and runs: sdist, the wheel of an isolated build, a pure-Python wheel, another torch."""
 
+import ast
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import venv
 import zipfile
@@ -15,6 +18,8 @@ import pytest
 from bridge_stg.ops import backends
 
 ROOT = Path(__file__).parents[1]
+TORCH = Path(importlib.util.find_spec("torch").origin).parent
+FIND_TORCH = "import importlib.util; print(importlib.util.find_spec('torch'))"
 RUN_AN_OP = """
 import json, sys, torch, bridge_stg
 video = torch.randint(0, 256, (3, 3, 40, 60), dtype=torch.uint8)
@@ -42,10 +47,30 @@ def run(*command, cwd=None, **environment):
     return done
 
 
-def backend(hook, source, out, **environment):
-    """Call a PEP 517 hook of the project in `source`; the file it made in `out`."""
-    code = f"from setuptools import build_meta; print(build_meta.{hook}({str(out)!r}))"
-    return out / run(sys.executable, "-c", code, cwd=source, **environment).stdout.splitlines()[-1]
+def backend(hook, source, out, python=sys.executable, **environment):
+    """Call a PEP 517 hook of the project in `source`; what it returned."""
+    code = f"from setuptools import build_meta; print(repr(build_meta.{hook}({out!r})))"
+    return ast.literal_eval(run(python, "-c", code, cwd=source, **environment).stdout.splitlines()[-1])
+
+
+def isolated(folder, *torch_folders):
+    """Python of a fresh environment and the PYTHONPATH of an isolated build in it, which has what a build requires.
+
+    The environment sees `torch_folders`; as with pip, the build does not.
+    """
+    python = install(None, folder / "env", *torch_folders)
+    overlay = folder / "overlay"
+    overlay.mkdir()
+    for name in ("setuptools", "_distutils_hack", "pybind11"):
+        home = Path(importlib.util.find_spec(name).origin).parent
+        for path in (home, *home.parent.glob(f"{name}-*.dist-info")):
+            (overlay / path.name).symlink_to(path)
+    hidden = [str(folder / "env" / "lib"), *map(str, torch_folders)]
+    (overlay / "sitecustomize.py").write_text(
+        f"import sys\nif sys.prefix == {str(folder / 'env')!r}:\n"
+        f"    sys.path[:] = [path for path in sys.path if not path.startswith({tuple(hidden)!r})]\n"
+    )
+    return {"python": python, "PYTHONPATH": overlay}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +83,7 @@ def sdist(tmp_path_factory):
             target = folder / "tree" / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
-    archive = backend("build_sdist", folder / "tree", folder)
+    archive = folder / backend("build_sdist", folder / "tree", str(folder))
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     return folder / archive.name.removesuffix(".tar.gz")
@@ -66,24 +91,29 @@ def sdist(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    return backend("build_wheel", sdist, tmp_path_factory.mktemp("wheel"))
+    """Built as `pip install .` does beside an installed torch: isolated, with that torch out of sight."""
+    folder = tmp_path_factory.mktemp("wheel")
+    build = isolated(folder, TORCH.parent)
+    hidden = run(build["python"], "-c", FIND_TORCH, PYTHONPATH=build["PYTHONPATH"]).stdout.split()
+    assert hidden == ["None"]
+    assert backend("get_requires_for_build_wheel", sdist, None, **build) == []
+    return folder / backend("build_wheel", sdist, str(folder), **build)
 
 
-def install(wheel, folder):
-    """Python of a fresh environment with the wheel; torch and numpy are those of this one, by path."""
+def install(wheel, folder, *libraries):
+    """Python of a fresh environment with the wheel and the `libraries`, folders, by path."""
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     home = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])").stdout.strip())
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(home)
-    import torch
-
-    (home / "torch_of_the_tests.pth").write_text(str(Path(torch.__file__).parents[1]) + "\n")
+    if wheel is not None:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(home)
+    (home / "libraries_of_the_tests.pth").write_text("".join(f"{library}\n" for library in libraries))
     return python
 
 
 def test_the_wheel_of_the_sdist_runs_a_compiled_op(wheel, tmp_path):
-    facts = json.loads(run(install(wheel, tmp_path / "env"), "-c", RUN_AN_OP, cwd=tmp_path).stdout)
+    facts = json.loads(run(install(wheel, tmp_path / "env", TORCH.parent), "-c", RUN_AN_OP, cwd=tmp_path).stdout)
     assert str(tmp_path) in facts["home"]
     assert facts["grid"] == [[2, 2, 4]] and facts["same"]
     assert facts["reasons"]["patchify_frames native"] is None
@@ -91,19 +121,47 @@ def test_the_wheel_of_the_sdist_runs_a_compiled_op(wheel, tmp_path):
 
 def test_a_pure_python_wheel_works_and_says_what_is_missing(sdist, tmp_path):
     source = shutil.copytree(sdist, tmp_path / "source", ignore=shutil.ignore_patterns("build"))
-    made = backend("build_wheel", source, tmp_path, BRIDGE_STG_NATIVE=0)
+    made = tmp_path / backend("build_wheel", source, str(tmp_path), BRIDGE_STG_NATIVE=0)
     assert not [name for name in zipfile.ZipFile(made).namelist() if name.endswith(".so")]
-    facts = json.loads(run(install(made, tmp_path / "env"), "-c", RUN_AN_OP, cwd=tmp_path).stdout)
+    facts = json.loads(run(install(made, tmp_path / "env", TORCH.parent), "-c", RUN_AN_OP, cwd=tmp_path).stdout)
     assert facts["same"]
     assert "was not built with this installation" in facts["reasons"]["patchify_frames native"]
 
 
+def test_where_there_is_no_torch_the_build_asks_for_one(sdist, tmp_path):
+    build = isolated(tmp_path)
+    assert backend("get_requires_for_build_wheel", sdist, None, **build) == ["torch>=2.11"]
+    assert backend("get_requires_for_build_editable", sdist, None, **build) == ["torch>=2.11"]
+    assert backend("get_requires_for_build_wheel", sdist, None, **build, BRIDGE_STG_NATIVE=0) == []
+
+
+def test_a_torch_that_is_too_old_is_none(sdist, tmp_path):
+    (tmp_path / "old" / "torch").mkdir(parents=True)
+    (tmp_path / "old" / "torch" / "__init__.py").touch()
+    (tmp_path / "old" / "torch" / "version.py").write_text("__version__ = '2.10.1+cu128'\ncuda = '12.8'\n")
+    build = isolated(tmp_path, tmp_path / "old")
+    assert backend("get_requires_for_build_wheel", sdist, None, **build) == ["torch>=2.11"]
+
+
 def test_compiling_without_torch_says_what_to_do(sdist, tmp_path):
-    hide = "import importlib.util as util; util.find_spec = lambda name: None if name == 'torch' else True"
-    code = f"{hide}; import sys, runpy; sys.argv = ['setup.py', 'build_ext']; runpy.run_path('setup.py')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=sdist, capture_output=True, text=True)
+    build = isolated(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(build["PYTHONPATH"])}
+    command = [build["python"], "setup.py", "build_ext"]
+    done = subprocess.run(command, cwd=sdist, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "--no-build-isolation, or set BRIDGE_STG_NATIVE=0" in done.stderr
+
+
+def test_a_build_leaves_no_library_of_an_earlier_one(sdist, tmp_path):
+    tree = shutil.copytree(sdist, tmp_path / "tree")
+    stale = tree / "build" / f"lib.{sysconfig.get_platform()}-cpython-{sys.version_info[0]}{sys.version_info[1]}"
+    for name in ("lib/libbridge_stg_cuda.so", "_native.so"):
+        (stale / "bridge_stg" / name).parent.mkdir(parents=True, exist_ok=True)
+        (stale / "bridge_stg" / name).touch()
+        (tree / "bridge_stg" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / "bridge_stg" / name).touch()
+    made = tmp_path / backend("build_wheel", tree, str(tmp_path), BRIDGE_STG_NATIVE=0)
+    assert not [name for name in zipfile.ZipFile(made).namelist() if name.endswith(".so")]
 
 
 def test_the_library_loads_under_another_torch(wheel, tmp_path):

@@ -45,9 +45,18 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@functools.cache
 def triton_obstacle() -> str | None:
     """Why Triton kernels cannot run here, or None."""
+    return _obstacle()
+
+
+# As in `_native`: a graph takes the answer for a constant. (Dynamo of torch 2.11 would call a cached function that it
+# reads from a dataclass as a method of it.)
+setattr(triton_obstacle, "_dynamo_marked_constant", True)  # noqa: B010
+
+
+@functools.cache
+def _obstacle() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
     if interpreting() or torch.version.cuda is not None:

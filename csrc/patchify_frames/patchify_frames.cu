@@ -95,7 +95,7 @@ class Patcher {
   void fill(const Tensor& out) const {
     const torch::stable::accelerator::DeviceGuard guard(out.get_device_index());
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(out.get_device_index(), &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(out.get_device_index(), &stream));
     for (size_t first = 0; first < videos_.size(); first += kVideosAtOnce) {
       TileJob job{};
       job.layout = layout_;

@@ -18,6 +18,8 @@ from bridge_stg.ops.patchify_frames import Layout
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = Qwen2VLVideoProcessor()
+# A budget for each frame, which older releases of transformers know alone.
+NO_TOTAL_BUDGET = {"cap_pixels_per_frame": False} if hasattr(PROCESSOR, "cap_pixels_per_frame") else {}
 ON_CPU = [row.name for row in backends() if row.op == "patchify_frames" and row.usable and row.name != "cuda"]
 
 
@@ -36,7 +38,7 @@ def hugging_face(video, low, high, patch_size, temporal_patch_size, merge_size, 
         merge_size=merge_size,
         image_mean=list(mean),
         image_std=list(std),
-        cap_pixels_per_frame=False,
+        **NO_TOTAL_BUDGET,
         return_tensors="pt",
     )
     size = smart_resize(video.shape[2], video.shape[3], patch_size * merge_size, low, high)
