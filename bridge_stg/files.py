@@ -110,21 +110,6 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(f"{path.name}{suffix}")
 
 
-def refuse_source(source: str | os.PathLike[str], *outputs: str | os.PathLike[str]) -> None:
-    """Refuse to write an output over the file it is made from, whatever names and links lead there.
-
-    Raises:
-        OutputError: an output is the source.
-    """
-    for output in outputs:
-        try:
-            same = os.path.samefile(source, output)
-        except (OSError, ValueError):  # one of them is not there; whoever reads or writes it says so
-            continue
-        if same:
-            raise OutputError(f"{output} is the file that is read, {source}, and would be replaced; choose another.")
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write `text` (UTF-8) to `path` atomically."""
     with atomic_path(path) as temporary:

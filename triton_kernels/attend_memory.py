@@ -169,8 +169,8 @@ def forward(
     A query that is not contiguous is copied; memory and position are read by their strides.
     """
     if (wide := widened(query, memory, position)) is not None:
-        out, *rest = forward(*wide, bias, key_mask, index, window, scale, return_mass, stash)
-        return out.to(query.dtype), *rest
+        out, lse, mass, none = forward(*wide, bias, key_mask, index, window, scale, return_mass, stash)
+        return out.to(query.dtype), lse, mass, none
     batch, rows, width = query.shape
     keys = memory.shape[1] if index is None else index.shape[1]
     query = query.contiguous()

@@ -21,7 +21,7 @@ WIDTHS = (64, 128, 256, 512)
 MOST_SPLITS = 128
 
 
-def widened(*tensors: Tensor | None) -> tuple[Any, ...] | None:
+def widened(*tensors: Tensor | None) -> Any:
     """The tensors with bfloat16 made float32 where the interpreter runs, whose `tl.dot` of it is silently wrong.
 
     None where the call may go on as it is.

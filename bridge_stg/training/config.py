@@ -16,8 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ..errors import ConfigError
 from ..models import BridgeSTGConfig, BridgeSTGProcessor
 from ..models.adapters import LORA_TARGETS
+from ..models.losses import LossWeights
 from ..settings import build, check_fields, limit, rules_of, rules_of_arguments, show
-from .losses import LossWeights
 
 _MOST = 10**9  # their product is a length, which has 64 bits
 _DTYPES = ("auto", *sorted(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype)))

@@ -16,7 +16,6 @@ from ..errors import SampleError
 from ..models.losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
 from ..models.visual_tokens import frame_mask
 from .checkpoints import STAGING, clear_staging, publish, saving
-from .losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
 from .sharding import layers_to_shard, load_sharded_optimizer, mixed_precision, shard_on_cpu_too, shard_spatial_half
 
 
