@@ -169,7 +169,9 @@ def forward(
     A query that is not contiguous is copied; memory and position are read by their strides.
     """
     if (wide := widened(query, memory, position)) is not None:
-        out, lse, mass, none = forward(*wide, bias, key_mask, index, window, scale, return_mass, stash)
+        out, lse, mass, none = forward(
+            wide[0], wide[1], wide[2], bias, key_mask, index, window, scale, return_mass, stash
+        )
         return out.to(query.dtype), lse, mass, none
     batch, rows, width = query.shape
     keys = memory.shape[1] if index is None else index.shape[1]

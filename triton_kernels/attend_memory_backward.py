@@ -150,7 +150,7 @@ def query_gradients(
     """d query [B, R, C], and d bias [B, M] or an empty tensor; query and d_out are contiguous."""
     if (wide := widened(query, d_out, memory, position)) is not None:
         d_query, d_bias = query_gradients(
-            *wide[:2], lse, delta, *wide[2:], bias, key_mask, index, window, scale, need_bias
+            wide[0], wide[1], lse, delta, wide[2], wide[3], bias, key_mask, index, window, scale, need_bias
         )
         return d_query.to(query.dtype), d_bias
     batch, rows, width = query.shape

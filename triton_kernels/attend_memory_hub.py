@@ -163,7 +163,7 @@ def memory_gradients(
     """As `hub_backward`, for layers that share one `index` and one `window` over their packed rows."""
     if (wide := widened(memory, position)) is not None:
         layers = [layer._replace(query=layer.query.float(), d_out=layer.d_out.float()) for layer in layers]
-        grads = memory_gradients(layers, *wide, index, window, need_position)
+        grads = memory_gradients(layers, wide[0], wide[1], index, window, need_position)
         return grads[0].to(memory.dtype), None if grads[1] is None else grads[1].to(memory.dtype)
     batch, size, width = memory.shape
     keys = size if index is None else index.shape[1]
