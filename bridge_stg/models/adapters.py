@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from ..errors import ModelError
 from ..files import atomic_path, write_text
 from .configuration_bridge_stg import BridgeSTGConfig
-from .saved_folder import is_dtype, one_line, read_json, read_saved_config
+from .saved_folder import LOADING, is_dtype, one_line, read_json, read_saved_config
 
 RECORD_FILE = "bridge_stg_adapter.json"
 SPATIAL_FILE = "spatial.safetensors"
@@ -273,7 +273,8 @@ class BackboneMixin:
         """
         folder = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
         if not is_adapter_folder(folder):
-            loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+            with LOADING:
+                loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             model._processor_source = {name: kwargs[name] for name in _SOURCE_OPTIONS if name in kwargs}
             return loaded

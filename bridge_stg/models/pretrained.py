@@ -17,7 +17,7 @@ from .backbones import BackboneFamily, family_of
 from .configuration_bridge_stg import BridgeSTGConfig
 from .processing_bridge_stg import BridgeSTGProcessor
 from .processor_settings import check_processor_settings
-from .saved_folder import one_line, read_json
+from .saved_folder import LOADING, one_line, read_json
 
 _IMAGE_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -155,15 +155,16 @@ def read_weights(
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
-        backbone, loading = family.network().from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-            **options,
-        )
+        with LOADING:
+            backbone, loading = family.network().from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
         raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}") from error
     if missing := sorted(loading["missing_keys"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ import torch
 from ..errors import ConfigError, ModelError
 from .configuration_bridge_stg import BridgeSTGConfig
 from .processing_bridge_stg import BridgeSTGProcessor
+
+LOADING = threading.RLock()
+"""Held while `transformers` loads: it switches torch's default dtype and initialisers, for all threads."""
 
 # `save_pretrained` writes every field. These came after the first saved models; without another, a default would
 # silently take the place of what the model was trained with.

@@ -77,3 +77,11 @@ def test_the_default_dtype_which_loading_switches_for_all_threads_changes_no_ans
     finally:
         torch.set_default_dtype(before)
     assert same(found, alone)
+
+
+def test_models_that_load_at_once_leave_torch_as_it_was():
+    before, weights = torch.nn.init.zeros_, load_model().state_dict()
+    with ThreadPoolExecutor(THREADS) as pool:
+        loaded = list(pool.map(lambda _: load_model().state_dict(), range(THREADS)))
+    assert torch.nn.init.zeros_ is before and torch.get_default_dtype() == torch.float32
+    assert all(torch.equal(found[name], p) for found in loaded for name, p in weights.items())
