@@ -7,10 +7,11 @@ sentence that names the field, the value, and the rule or the nearest known name
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -28,8 +29,9 @@ class Rule:
     """What a field may be.
 
     Attributes:
-        kind: bool, int, float, str, list, dict, or a dataclass, whose fields are its schema; object takes anything. A
-            bool may be given as the text true, false, yes, no, on or off. An int is a float; NaN and infinity are none.
+        kind: bool, int, float, str, list, dict, or a dataclass, whose fields are its schema; object takes anything.
+            A bool may be given as the text true, false, yes, no, on or off. An int has 64 bits, and is a float too; NaN
+            and infinity are none.
         least, most: bounds of a number that it may reach.
         above, below: bounds of a number that it may not reach.
         choices: the values that there are.
@@ -106,6 +108,8 @@ class Rule:
         if isinstance(value, (str, list, dict)):
             return (len(value) > 0 or not self.filled) and self.length in (None, len(value))
         if isinstance(value, float) and not math.isfinite(value):
+            return False
+        if isinstance(value, int) and abs(value) >= 2**63:
             return False
         return (
             (self.least is None or value >= self.least)
@@ -184,6 +188,20 @@ def rules_of(kind: type) -> dict[str, Rule]:
     }
 
 
+def rules_of_arguments(kind: Callable[..., Any], *, but: Container[str] = ()) -> dict[str, Rule]:
+    """The schema that the annotated arguments with a default are, those in `but` aside; it knows types and no ranges.
+
+    An argument of a type that no `Rule` has takes anything.
+    """
+    function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
+    hints = typing.get_type_hints(function)
+    return {
+        name: _rule(hints.get(name, Any), {})
+        for name, argument in inspect.signature(function).parameters.items()
+        if argument.default is not inspect.Parameter.empty and name not in but
+    }
+
+
 def parse_bool(value: Any) -> Any:
     """True or False for the texts that mean them, in any case; anything else as it is."""
     return _SWITCHES.get(value.strip().lower(), value) if isinstance(value, str) else value
@@ -201,13 +219,13 @@ def show(value: Any, most: int = 80) -> str:
 def _rule(hint: Any, bounds: Mapping[str, Any]) -> Rule:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _rule(inner, {**bounds, "optional": True})
-    if hint is Any:
-        return Rule(object)
+        inner = [argument for argument in arguments if argument is not type(None)]
+        return _rule(inner[0] if len(inner) == 1 else Any, {**bounds, "optional": len(inner) < len(arguments)})
     if origin in (list, dict):
         return Rule(origin, each=_rule(arguments[-1], bounds.get("items", {})), **_without(bounds, "items"))
-    return Rule(hint, **bounds)
+    if origin is Sequence:
+        return Rule(list, each=_rule(arguments[0], bounds.get("items", {})), **_without(bounds, "items"))
+    return Rule(hint if hint in _NAMES or is_dataclass(hint) else object, **bounds)
 
 
 def _without(mapping: Mapping[str, Any], name: str) -> dict[str, Any]:
