@@ -59,6 +59,9 @@ def ground(
         int, typer.Option(min=1, help="Records of --manifest grounded at once; all their frames are in memory.")
     ] = 1,
     device: Device = "auto",
+    stream: Annotated[
+        int | None, typer.Option(min=0, help="Which of VIDEO's video streams, from 0; the default one when left out.")
+    ] = None,
 ) -> None:
     """Find [bold]when[/] and [bold]where[/] SENTENCE happens in VIDEO."""
     if manifest is not None:
@@ -66,17 +69,20 @@ def ground(
             raise typer.BadParameter(
                 "it takes no VIDEO and SENTENCE, and needs --out FILE.jsonl.", param_hint="--manifest"
             )
+        if stream is not None:
+            raise typer.BadParameter("it is for one VIDEO.", param_hint="--stream")
         _ground_manifest(manifest, out, model, device, spatial_fps, batch_size, as_json)
         return
     if video is None or sentence is None:
         raise typer.BadParameter("both are needed, unless there is a --manifest.", param_hint="VIDEO SENTENCE")
     if given(context, "batch_size"):
         raise typer.BadParameter("it is for --manifest.", param_hint="--batch-size")
-    _ground_one(video, sentence, model, out, device, spatial_fps, as_json)
+    _ground_one(video, stream, sentence, model, out, device, spatial_fps, as_json)
 
 
 def _ground_one(
     video: Path,
+    stream: int | None,
     sentence: str,
     model: str | None,
     out: Path | None,
@@ -92,7 +98,7 @@ def _ground_one(
     from .visualization import annotate_video, draw_strip
 
     _check_sentence(sentence)
-    probe(video)
+    source = probe(video, stream)
     if out is not None:
         refuse_source(video, *(out / name for name in _OUTPUTS))
         ensure_writable_folder(out)
@@ -101,7 +107,7 @@ def _ground_one(
     with stderr.status("loading the model"):
         network = load_model(model).to(own_device(device))
     with stderr.status("grounding"):
-        result = network.ground(video, sentence, spatial_fps=spatial_fps)
+        result = network.ground(source, sentence, spatial_fps=spatial_fps)
     if result.interval_source == "presence" and network.config.interval_source == "text":
         note("The generated answer holds no readable interval; the presence curve gives it.")
     try:
@@ -112,8 +118,8 @@ def _ground_one(
         with atomic_files(out) as folder:
             with progress_bar() as bar:
                 task = bar.add_task("annotating", total=result.frame_count)
-                annotate_video(video, result, folder / "annotated.mp4", progress=partial(advance, bar, task))
-            draw_strip(video, result, folder / "strip.png")
+                annotate_video(source, result, folder / "annotated.mp4", progress=partial(advance, bar, task))
+            draw_strip(source, result, folder / "strip.png")
             write_text(folder / "result.json", text)
         note(f"wrote annotated.mp4, strip.png and result.json to {out}")
     if as_json:

@@ -102,10 +102,15 @@ class Prediction:
 
     @classmethod
     def from_result(cls, id: str, result: _Grounding, oracle_boxes: Mapping[int, Box] | None = None) -> Prediction:
-        """What a grounding result says: seconds become frames by its `fps`, boxes are those of its tube."""
+        """What a grounding result says: seconds become frames by its `fps`, boxes are those of its tube.
+
+        Frames count from the first one, so that a result's `start_time` is taken off its seconds.
+        """
+        begin = getattr(result, "start_time", 0.0)
+        interval = (result.interval[0] - begin, result.interval[1] - begin)
         return cls(
             id=id,
-            interval=to_frame_range(result.interval, result.fps, getattr(result, "frame_count", None)),
+            interval=to_frame_range(interval, result.fps, getattr(result, "frame_count", None)),
             boxes={entry.frame: entry.box for entry in result.tube},
             oracle_boxes=oracle_boxes,
         )

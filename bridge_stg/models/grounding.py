@@ -367,4 +367,5 @@ def _to_result(
         tube=tube,
         presence=curve,
         kept_tokens=kept,
+        start_time=info.start_time,
     )

@@ -71,6 +71,7 @@ class GroundingResult:
         tube: one entry per source frame inside the interval, ascending.
         presence: the presence curve over the decoded frames of the whole clip.
         kept_tokens: what the pruner kept, per decoded frame in the interval; empty when pruning is off.
+        start_time: seconds of the first frame on the file's own clock; annotations count from that frame.
     """
 
     video: str
@@ -86,6 +87,7 @@ class GroundingResult:
     tube: tuple[TubeEntry, ...]
     presence: tuple[PresencePoint, ...] = ()
     kept_tokens: tuple[KeptTokens, ...] = field(default=(), repr=False)
+    start_time: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists, numbers and strings, ready for `json.dumps`."""

@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
-from ..models import BridgeSTGConfig, BridgeSTGProcessor
+from ..models import BridgeSTGConfig
 from ..models.adapters import LORA_TARGETS
 from ..models.losses import LossWeights
+from ..models.processor_settings import check_processor_settings
 from ..settings import build, check_fields, limit, rules_of, rules_of_arguments, show
 
 _MOST = 10**9  # their product is a length, which has 64 bits
@@ -202,7 +203,6 @@ def check_config(config: TrainingConfig, source: str = "the configuration") -> T
 _MODEL = rules_of_arguments(
     BridgeSTGConfig, but={"backbone_config", "backbone_name", "backbone_fingerprint", "bridge_token_id"}
 )
-_PROCESSOR = rules_of_arguments(BridgeSTGProcessor, but={"tokenizer", "bridge_tokens"})
 
 
 def _read(values: Any, source: str) -> TrainingConfig:
@@ -213,7 +213,7 @@ def _read(values: Any, source: str) -> TrainingConfig:
     return replace(
         config,
         model=check_fields(config.model, _MODEL, source, prefix="model."),
-        processor=check_fields(config.processor, _PROCESSOR, source, prefix="processor."),
+        processor=check_processor_settings(config.processor, source, prefix="processor."),
     )
 
 

@@ -148,7 +148,8 @@ def _describe(result: GroundingResult, sample: GroundingSample | None) -> str:
     parts = [f"predicted {start:.2f} to {end:.2f} s (from {result.interval_source})"]
     if sample is not None and sample.interval is not None:
         score = score_sample(sample, Prediction.from_result(sample.id, result))
-        parts += [f"true {sample.interval[0]:.2f} to {sample.interval[1]:.2f} s", f"tIoU {score.tIoU:.2f}"]
+        true_start, true_end = (edge + result.start_time for edge in sample.interval)
+        parts += [f"true {true_start:.2f} to {true_end:.2f} s", f"tIoU {score.tIoU:.2f}"]
         if score.vIoU is not None:
             parts.append(f"vIoU {score.vIoU:.2f}")
     parts.append(f"confidence {result.confidence:.2f}")
