@@ -8,6 +8,7 @@ TORCH_CUDA_ARCH_LIST names its architectures, such as "9.0"; MAX_JOBS the compil
 """
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -24,14 +25,33 @@ FIND_TORCH = "import importlib.util as u; s = u.find_spec('torch'); print(s.subm
 
 
 def find_torch():
-    """Folder of the torch to compile against: of this environment, else of the one pip hides; None if none will do."""
+    """Folder of the torch to compile against: of this environment, else of the one an installer hides; None if none."""
     # pip isolates by PYTHONPATH: the same interpreter without it (-E) sees the environment that is installed into.
-    for options in (["-P"], ["-P", "-E"]):
-        found = subprocess.run([sys.executable, *options, "-c", FIND_TORCH], capture_output=True, text=True, check=True)
+    for python in ([sys.executable, "-P"], [sys.executable, "-P", "-E"], uv_python()):
+        if python is None:
+            continue
+        found = subprocess.run([*python, "-c", FIND_TORCH], capture_output=True, text=True, check=True)
         folder = Path(found.stdout.strip() or os.devnull)
         if folder.is_dir() and tuple(map(int, written_in(folder, "__version__").split(".")[:2])) >= OLDEST_TORCH:
             return folder
     return None
+
+
+def uv_python():
+    """Interpreter of the environment that uv installs into, or None.
+
+    uv builds in an environment of its own and names no other to the build: uv is asked for it, as it was called.
+    """
+    caller = Path(f"/proc/{os.getppid()}")
+    if "UV" not in os.environ or not caller.is_dir():
+        return None
+    words = (caller / "cmdline").read_text().split("\0")
+    environment = dict(line.split("=", 1) for line in (caller / "environ").read_text().split("\0") if "=" in line)
+    wish = [word.partition("=")[2] for word in words if word.startswith("--python=")]
+    wish += [value for word, value in itertools.pairwise(words) if word in ("--python", "-p")]
+    find = [os.environ["UV"], "python", "find", *wish, *(["--system"] if "--system" in words else [])]
+    found = subprocess.run(find, cwd=caller / "cwd", env=environment, capture_output=True, text=True)
+    return [found.stdout.strip(), "-P"] if found.returncode == 0 else None
 
 
 def written_in(torch, name):
