@@ -148,7 +148,11 @@ def _ground_manifest(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    from .files import ensure_writable_folder, replaceable
+    from .files import ensure_writable_folder
+    from .parts import check_output
+
+    ensure_writable_folder(check_output(out).parent)  # a mistake must not wait for torch, nor for the model
+
     from .inference import model_fingerprint
     from .manifest import ground_manifest, read_manifest
     from .models import load_model
@@ -156,9 +160,7 @@ def _ground_manifest(
     from .processes import own_device, rank_and_size
 
     rank, world_size = rank_and_size()
-    # A mistake must not wait for the model.
     read_manifest(manifest)
-    ensure_writable_folder(replaceable(out).parent)
     network = load_model(model).to(own_device(device))
     with progress_bar() as bar:
         task = bar.add_task("grounding", total=None)

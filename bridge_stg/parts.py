@@ -26,6 +26,19 @@ T = TypeVar("T")
 _TRIES = 100  # no merge comes between so often: then the folder is a link to nowhere
 
 
+def check_output(out: str | os.PathLike[str]) -> Path:
+    """The file that results go to; see, before any long work starts, that it and its parts can be there.
+
+    Raises:
+        OutputError: they cannot.
+    """
+    target = replaceable(out)
+    folder = beside(target, ".parts")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise OutputError(f"{folder} cannot be written: it is there, and no folder.")
+    return target
+
+
 class Parts:
     """The results of a list of ids, on their way into `out`. A context manager: it closes the part of this process.
 
@@ -60,7 +73,7 @@ class Parts:
         split: Mapping[str, Path] | None = None,
         made_with: Mapping[str, Any] | None = None,
     ) -> None:
-        self.out = replaceable(out)
+        self.out = check_output(out)
         self.folder = beside(self.out, ".parts")
         self.ids = list(ids)
         self.rank = rank

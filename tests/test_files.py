@@ -124,3 +124,11 @@ def test_a_folder_that_cannot_be_made(tmp_path, name):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="is not a writable folder"):
         ensure_writable_folder(tmp_path / name)
+
+
+def test_a_current_folder_that_was_removed_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(OutputError, match=r"a cannot be written: No such file or directory\."):
+        write_text("a", "text")

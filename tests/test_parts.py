@@ -263,8 +263,8 @@ def test_an_output_that_was_removed_leaves_nothing_that_counts(tmp_path):
         ("folder", r"folder cannot be written: it is a folder, and only a regular file is replaced\."),
         ("pipe", r"pipe cannot be written: it is a device, a pipe or a socket"),
         ("circle", r"circle cannot be written: "),
-        ("taken", r"cannot be written: Not a directory\."),
-        ("nowhere", r"cannot be written: No such file or directory\."),
+        ("taken", r"taken\.parts cannot be written: it is there, and no folder\."),
+        ("nowhere", r"nowhere\.parts cannot be written: it is there, and no folder\."),
         ("/proc/o", r"cannot be written: No such file or directory\."),
     ],
 )

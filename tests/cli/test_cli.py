@@ -228,7 +228,7 @@ def test_names_that_read_as_markup_are_printed_and_nothing_ends(model, tmp_path)
     done = run("ground", "--manifest", manifest, "--out", tmp_path / "out[/b].jsonl", "--model", model)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stdout == f"0 of 4 grounded, 4 failed; written to {tmp_path}/out[/b].jsonl\n"
-    lines = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if line]
     assert [line.split(": ")[0] for line in lines] == ["[/a]", "[c]", r"\x1b[31m", r"\ud800", "error"]
     assert "None of the 4 records could be grounded" in lines[-1]
 
