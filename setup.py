@@ -128,6 +128,7 @@ class CMakeBuild(build_ext):
         cuda = wants_cuda(torch)
         configure = [
             *cmake,
+            "--fresh",  # an earlier isolated build left paths of an environment that is gone
             *("-S", str(ROOT), "-B", str(build)),
             *(("-G", "Ninja") if shutil.which("ninja") else ()),
             f"-DPython_EXECUTABLE={sys.executable}",

@@ -97,6 +97,11 @@ def wheel(sdist, tmp_path_factory):
     hidden = run(build["python"], "-c", FIND_TORCH, PYTHONPATH=build["PYTHONPATH"]).stdout.split()
     assert hidden == ["None"]
     assert backend("get_requires_for_build_wheel", sdist, None, **build) == []
+    # What an isolated build leaves in a checkout: paths of an environment that is gone by the next build.
+    version = f"cpython-{sys.version_info[0]}{sys.version_info[1]}"
+    left = sdist / "build" / f"temp.{sysconfig.get_platform()}-{version}" / "cmake" / "CMakeCache.txt"
+    left.parent.mkdir(parents=True)
+    left.write_text("CMAKE_MAKE_PROGRAM:FILEPATH=/nowhere/ninja\nCMAKE_GENERATOR:INTERNAL=Ninja\n")
     return folder / backend("build_wheel", sdist, str(folder), **build)
 
 
