@@ -21,7 +21,7 @@ from bridge_stg.ops import (
     score_tokens,
     share_memory,
 )
-from bridge_stg.ops._head_products import attend_heads
+from bridge_stg.ops._head_products import attend_heads, contract_heads, expand_heads
 
 X = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
 Q = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
@@ -95,6 +95,30 @@ def test_twice_backward_is_refused(function):
     assert grad.requires_grad
     with pytest.raises((NotImplementedError, RuntimeError), match=r"differentiable once|once_differentiable"):
         torch.autograd.grad(grad.square().sum(), x)
+
+
+def test_no_second_derivative_is_left_out_beside_a_residual():
+    """A gradient with a differentiable part and one that is not must not keep the first alone."""
+    query = Q.clone().requires_grad_()
+    out, _ = attend_heads(query, torch.eye(8), torch.eye(8), X, 2, scale=0.3)
+    (grad,) = torch.autograd.grad((query + out).square().sum(), query, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(grad.square().sum(), query)
+
+
+def test_products_of_heads_have_a_second_derivative():
+    generator = torch.Generator().manual_seed(2)
+    narrow, wide, weight = (
+        torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((5, 8), (5, 2, 6), (8, 6))
+    )
+    found = []
+    for dtype in (torch.float32, torch.float64):  # the compiled products, and those of torch
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (narrow, wide, weight)]
+        value = expand_heads(leaves[0], leaves[2], 2).square().sum() + contract_heads(*leaves[1:]).square().sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-3)
 
 
 @each_op
