@@ -239,8 +239,10 @@ class BridgeSTGProcessor(ProcessorMixin):
         A sentence cannot write special tokens: its `<|` become `< |`.
 
         Raises:
-            SampleError: the sentence is empty.
+            SampleError: the sentence is no text, or empty.
         """
+        if not isinstance(sentence, str):
+            raise SampleError(f"The sentence must be a text, got {type(sentence).__name__}.")
         sentence = " ".join(sentence.split()).replace("<|", "< |")
         if not sentence:
             raise SampleError("The sentence must not be empty.")
