@@ -94,6 +94,7 @@ def _runs_native(x: Tensor, *others: Tensor | None) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not autocasts("cpu")
         and not differentiates_forward()
+        and not torch._C._are_functorch_transforms_active()  # which autograd functions of this form do not know
         and library_obstacle("cpu") is None
     )
 

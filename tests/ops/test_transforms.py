@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import jacfwd, jvp, linearize, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, linearize, vmap
 
 from bridge_stg.ops import (
     attend_memory,
@@ -79,6 +79,26 @@ def test_forward_mode_past_the_public_functions_is_refused_too():
 def test_a_call_without_a_tangent_may_stand_in_forward_mode():
     value, tangent = jvp(lambda x: x * attend_memory(Q, X, scale=0.3)[0].sum(), (X,), (torch.ones_like(X),))
     assert torch.equal(value, X * tangent)
+
+
+FUNCTIONAL = {
+    "grad": lambda f: grad(lambda x: f(x).sum())(X),
+    "jacrev": lambda f: jacrev(f)(X),
+    "vmap of grad": lambda f: vmap(grad(lambda x: f(x).sum()))(X[None]),
+    "grad of vmap": lambda f: grad(lambda x: vmap(f)(x).sum())(X[None]),
+}
+
+
+@each_op
+@pytest.mark.parametrize("transform", FUNCTIONAL.values(), ids=FUNCTIONAL)
+def test_functional_gradients_are_refused(function, transform):
+    with pytest.raises(NotImplementedError, match=r"has no functional derivative .* must be differentiated with back"):
+        transform(function)
+
+
+def test_a_constant_call_may_stand_in_a_functional_gradient():
+    value = attend_memory(Q, X, scale=0.3)[0].sum()
+    assert torch.equal(grad(lambda x: (x * attend_memory(Q, X, scale=0.3)[0].sum()).sum())(X), value.expand_as(X))
 
 
 def test_plain_scores_have_every_derivative():
