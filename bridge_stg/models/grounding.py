@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,10 @@ class GroundingMixin:
                 None localises every frame the MLLM saw.
 
         Raises:
+            ValueError: `spatial_fps` is no rate.
             VideoError: the video cannot be read.
-            SampleError: the sentence is empty or does not fit the context, or what the model computes is not finite.
+            SampleError: the sentence is no text, is empty or does not fit the context, or what the model computes is
+                not finite.
         """
         return self.ground_batch([video], [sentence], spatial_fps=spatial_fps)[0]
 
@@ -126,10 +129,15 @@ class GroundingMixin:
             spatial_fps: see `ground`.
 
         Raises:
+            ValueError: `spatial_fps` is no rate, or a text stands in place of a list.
             VideoError: a video cannot be read.
             SampleError: a sentence is empty or does not fit the context, there are not as many as videos, or what the
                 model computes for one is not finite.
         """
+        _check_spatial_fps(spatial_fps)
+        for name, value in (("videos", videos), ("sentences", sentences)):
+            if isinstance(value, str):
+                raise ValueError(f"{name} must be a list, got the text {value!r}.")
         if len(videos) != len(sentences):
             raise SampleError(f"Every video needs a sentence, got {len(videos)} videos and {len(sentences)} sentences.")
         if not videos:
@@ -172,12 +180,16 @@ class GroundingMixin:
             spatial_fps: see `ground`.
 
         Raises:
-            ValueError: the arguments do not fit each other, or times do not ascend.
+            ValueError: the arguments do not fit each other, times do not ascend from 0 on, or an interval or
+                `spatial_fps` is none.
             SampleError: see `ground`.
         """
+        _check_clips(frames, times, sentences, durations)
+        _check_wishes(len(sentences), oracle_intervals, spatial_fps)
         if self.training:
             self.eval()
-        _check_clips(frames, times, sentences, durations)
+        if not len(sentences):
+            return []
         counts = [1 + int(np.count_nonzero(np.diff(clip))) for clip in times]
         frames = [clip[:count] for clip, count in zip(frames, counts, strict=True)]
         times = [clip[:count] for clip, count in zip(times, counts, strict=True)]
@@ -246,6 +258,8 @@ class GroundingMixin:
 def _check_clips(
     frames: Sequence[Any], times: Sequence[Sequence[float]], sentences: Sequence[str], durations: Sequence[float]
 ) -> None:
+    if isinstance(sentences, str):
+        raise ValueError(f"sentences must be a list of texts, got the text {sentences!r}.")
     if not len(frames) == len(times) == len(sentences) == len(durations):
         raise ValueError(
             "frames, times, sentences and durations must be as many, "
@@ -258,8 +272,29 @@ def _check_clips(
         rising = np.count_nonzero(steps > 0)
         if not (np.isfinite(seconds).all() and (steps[:rising] > 0).all() and (steps[rising:] == 0).all()):
             raise ValueError(f"times[{i}] must ascend and be finite, got {list(seconds)}.")
+        if seconds[0] < 0:
+            raise ValueError(f"times[{i}] must begin at 0 s or later, got {seconds[0]}.")
         if not seconds[-1] < duration < math.inf:
             raise ValueError(f"durations[{i}] must be behind the last frame at {seconds[-1]} s, got {duration}.")
+
+
+def _check_wishes(count: int, intervals: Sequence[tuple[float, float]] | None, spatial_fps: float | None) -> None:
+    _check_spatial_fps(spatial_fps)
+    if intervals is None:
+        return
+    if len(intervals) != count:
+        raise ValueError(f"oracle_intervals must be as many as the {count} sentences, got {len(intervals)}.")
+    for i, interval in enumerate(intervals):
+        if len(interval) != 2 or not -math.inf < interval[0] <= interval[1] < math.inf:
+            raise ValueError(f"oracle_intervals[{i}] must be (start, end) in seconds, got {interval!r}.")
+
+
+def _check_spatial_fps(value: float | None) -> None:
+    """Raise ValueError unless `value` is None or a rate: a finite number above 0."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"spatial_fps must be a finite number above 0 or None, got {value!r}.")
 
 
 def _check_finite(what: str, values: Sequence[np.ndarray]) -> None:

@@ -239,8 +239,10 @@ class BridgeSTGProcessor(ProcessorMixin):
         A sentence cannot write special tokens: its `<|` become `< |`.
 
         Raises:
-            SampleError: the sentence is empty.
+            SampleError: the sentence is no text, or empty.
         """
+        if not isinstance(sentence, str):
+            raise SampleError(f"The sentence must be a text, got {type(sentence).__name__}.")
         sentence = " ".join(sentence.split()).replace("<|", "< |")
         if not sentence:
             raise SampleError("The sentence must not be empty.")
@@ -281,8 +283,10 @@ class BridgeSTGProcessor(ProcessorMixin):
             `labels` and `answer_tokens` (bool).
 
         Raises:
+            ValueError: not as many frames, times, sentences and answers, or times that are not finite.
             SampleError: an empty sentence, or one that does not fit the context.
         """
+        _check_batch(frames, frame_times, sentences, answers)
         pixels, grids = self.pixel_values(frames)
         texts = [
             self.prompt(sentence, self.group_times(times), int(grid[1:].prod()) // self.merge_size**2)
@@ -343,6 +347,19 @@ class BridgeSTGProcessor(ProcessorMixin):
 
 _LOCK = threading.Lock()
 _ENCODERS: weakref.WeakKeyDictionary[Any, tuple[int, Any]] = weakref.WeakKeyDictionary()
+
+
+def _check_batch(frames: Any, times: Any, sentences: Any, answers: Any) -> None:
+    frames = [frames] if isinstance(frames, (torch.Tensor, np.ndarray)) else frames
+    for name, values in (("frame_times", times), ("sentences", sentences), ("answers", answers)):
+        if isinstance(values, str):
+            raise ValueError(f"{name} must be a list, got the text {values!r}.")
+        if values is not None and len(values) != len(frames):
+            raise ValueError(f"{name} must be as many as the {len(frames)} clips, got {len(values)}.")
+    for i, (clip, seconds) in enumerate(zip(frames, times, strict=True)):
+        if len(seconds) != len(clip) or not np.isfinite(seconds).all():
+            rule = f"must be finite, one for each of {len(clip)} frames"
+            raise ValueError(f"frame_times[{i}] {rule}, got {list(seconds)}.")
 
 
 def _pad(rows: list[list[int]], pad: int, *, left: bool = False) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ..ops._checks import FLOATING, check_choice, check_integer, check_number
 from ..ops._head_products import attend_heads
+from ..ops._modes import differentiates_functionally
 from ..ops._native import library_obstacle
 from ..ops.projected_attention import LIBRARIES, projected_attention
 from ._attention_call import AttentionCall, AttentionWeights
@@ -270,6 +271,8 @@ class MemoryCrossAttention(nn.Module):
         call = call.with_clips_first(self.batch_first)
         dropout = self.dropout if self.training else 0.0
         can_absorb = one and attn_mask is None and not dropout and not need_weights and self.kdim == self.vdim
+        if self.path == "auto" and not need_mass:  # what projects has the functional derivatives that absorbing lacks
+            can_absorb = can_absorb and not differentiates_functionally(query, memory, position, bias, *weights[:6])
         shape = (call.query.shape[1], call.memory.shape[1], memory.device.type, memory.dtype)
         if can_absorb and (need_mass or self.absorbs(*shape)):
             out, shown = self._absorbed(call, weights, need_mass)

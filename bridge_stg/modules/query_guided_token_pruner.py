@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ..ops import prune_tokens, score_tokens
 from ..ops._checks import BOOLEAN, FLOATING, Expect, check_choice, check_integer, check_number, check_tensors
 from ..ops._modes import without_autocast
-from ..ops._scoring import REDUCES, SCORINGS, inverse_norm
+from ..ops._scoring import REDUCES, SCORINGS, inverse_norm, row_magnitude, score_dtype
 from ..ops.prune_tokens import Reduce, Scoring, gather_rows
 from ._linear import check_like_weight, input_dtype, weight_obstacle
 
@@ -218,7 +218,9 @@ class QueryGuidedTokenPruner(nn.Module):
                 return tokens, query @ (self.token_proj.weight / math.sqrt(self.score_dim)), self.scoring
             projected = self.token_proj(tokens.to(input_dtype(self.token_proj, tokens)))
             if self.scoring == "cosine":  # by the norm of the token itself
-                projected = projected * inverse_norm(tokens.to(projected.dtype))[..., None]
+                x = tokens.to(score_dtype(tokens, projected))
+                magnitude = row_magnitude(x)
+                projected = projected.to(x.dtype) / magnitude * inverse_norm(x / magnitude)[..., None]
             return projected, query / math.sqrt(self.score_dim), "dot"
 
     @staticmethod

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ._modes import autocasts, differentiates_forward
 from ._native import library_obstacle
@@ -95,27 +94,35 @@ def _runs_native(x: Tensor, *others: Tensor | None) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not autocasts("cpu")
         and not differentiates_forward()
+        and not torch._C._are_functorch_transforms_active()  # which autograd functions of this form do not know
         and library_obstacle("cpu") is None
     )
+
+
+def _correlate_heads(narrow: Tensor, wide: Tensor) -> Tensor:
+    """[N, heads * D] and [N, heads, C] to the gradient [heads * D, C] of the weight between them."""
+    # A second derivative, which `create_graph` asks for, goes through products of torch.
+    if not torch.is_grad_enabled() and _runs_native(narrow, wide):
+        weight: Tensor = _NATIVE.correlate_heads.default(narrow.contiguous(), wide.contiguous())
+        return weight
+    split = narrow.unflatten(1, (wide.shape[1], -1)).permute(1, 2, 0)  # [H, D, N]
+    return torch.bmm(split, wide.transpose(0, 1)).flatten(0, 1)
 
 
 class _Expand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, narrow: Tensor, weight: Tensor, heads: int) -> Tensor:
-        narrow, weight = narrow.contiguous(), weight.contiguous()
         ctx.save_for_backward(narrow, weight)
-        wide: Tensor = _NATIVE.expand_heads.default(narrow, weight, heads)
+        wide: Tensor = _NATIVE.expand_heads.default(narrow.contiguous(), weight.contiguous(), heads)
         return wide
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         narrow, weight = ctx.saved_tensors
-        grad = grad.contiguous()
         need_narrow, need_weight, _ = ctx.needs_input_grad
         return (
-            _NATIVE.contract_heads.default(grad, weight) if need_narrow else None,
-            _NATIVE.correlate_heads.default(narrow, grad) if need_weight else None,
+            contract_heads(grad, weight) if need_narrow else None,
+            _correlate_heads(narrow, grad) if need_weight else None,
             None,
         )
 
@@ -123,18 +130,15 @@ class _Expand(torch.autograd.Function):
 class _Contract(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, wide: Tensor, weight: Tensor) -> Tensor:
-        wide, weight = wide.contiguous(), weight.contiguous()
         ctx.save_for_backward(wide, weight)
-        narrow: Tensor = _NATIVE.contract_heads.default(wide, weight)
+        narrow: Tensor = _NATIVE.contract_heads.default(wide.contiguous(), weight.contiguous())
         return narrow
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         wide, weight = ctx.saved_tensors
-        grad = grad.contiguous()
         need_wide, need_weight = ctx.needs_input_grad
         return (
-            _NATIVE.expand_heads.default(grad, weight, wide.shape[1]) if need_wide else None,
-            _NATIVE.correlate_heads.default(grad, wide) if need_weight else None,
+            expand_heads(grad, weight, wide.shape[1]) if need_wide else None,
+            _correlate_heads(grad, wide) if need_weight else None,
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ._backends import find_backend
-from ._modes import refuse_tangents
+from ._modes import refuse_transforms
 
 NAMESPACE = "bridge_stg"
 LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -40,7 +40,7 @@ def define_op(
     """
 
     def kernel(*args: Any) -> Any:
-        refuse_tangents(backend_of or name, *(x for x in args if isinstance(x, Tensor)))
+        refuse_transforms(backend_of or name, *(x for x in args if isinstance(x, Tensor)))
         if backend_of is None:
             return find_backend(name, args[-1]).forward(*args[:-1])
         backward = find_backend(backend_of, args[-1]).backward

@@ -1,4 +1,4 @@
-"""The modes of torch that surround a call: autocast, which not every device has, and forward-mode differentiation."""
+"""The modes of torch that surround a call: autocast, which not every device has, and the transforms of derivatives."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 from torch.autograd import forward_ad
 
 
@@ -26,13 +27,32 @@ def differentiates_forward() -> bool:
     return forward_ad._current_level >= 0
 
 
-def refuse_tangents(op: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError where a tensor carries a tangent: a registered op would drop it in silence."""
-    if not differentiates_forward():
-        return
+def differentiates_functionally(*tensors: Tensor | None) -> bool:
+    """Whether `torch.func.grad`, `vjp` or `jacrev` takes the gradient of a tensor, also within `vmap`."""
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
     for x in tensors:
-        if x is not None and forward_ad.unpack_dual(x).tangent is not None:
-            raise NotImplementedError(
-                f"{op} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize, forward_ad); it must be "
-                "differentiated in reverse mode, with backward() or torch.autograd.grad."
-            )
+        while x is not None and functorch.is_functorch_wrapped_tensor(x):
+            if functorch.is_gradtrackingtensor(x) and x.requires_grad:
+                return True
+            x = functorch.get_unwrapped(x)
+    return False
+
+
+def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
+    """Raise NotImplementedError where a derivative is asked for that a registered op has not.
+
+    It would drop a tangent in silence, and answers `torch.func.grad` with an error about the inside of torch.
+    """
+    if differentiates_forward():
+        for x in tensors:
+            if x is not None and forward_ad.unpack_dual(x).tangent is not None:
+                raise NotImplementedError(
+                    f"{op} has no forward-mode derivative (torch.func.jvp, jacfwd, linearize, forward_ad); it must be "
+                    "differentiated in reverse mode, with backward() or torch.autograd.grad."
+                )
+    if differentiates_functionally(*tensors):
+        raise NotImplementedError(
+            f"{op} has no functional derivative (torch.func.grad, vjp, jacrev); it must be differentiated with "
+            "backward() or torch.autograd.grad."
+        )

@@ -27,7 +27,7 @@ from ._checks import (
     check_tensors,
 )
 from ._library import define_op, differentiate, refuse_gradient
-from ._modes import autocasts, refuse_tangents
+from ._modes import autocasts, refuse_transforms
 from ._native import native_backend
 from ._triton import triton_backend
 
@@ -82,7 +82,7 @@ def attend_memory(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, an index outside -1..M-1 or a window whose end lies before its start.
-        NotImplementedError: a second derivative, or one in forward mode (`torch.func.jvp`).
+        NotImplementedError: a second derivative, or one by `torch.func` (`grad`, `jvp`).
     """
     sizes = check_tensors(
         "attend_memory",
@@ -98,7 +98,7 @@ def attend_memory(
         check_same_dtype("attend_memory", "query", query, memory=memory, position=position)
     factor = check_number("attend_memory", "scale", scale)
     return_mass = check_flag("attend_memory", "return_mass", return_mass)
-    refuse_tangents("attend_memory", query, memory, position, bias)
+    refuse_transforms("attend_memory", query, memory, position, bias)
     if check_flag("attend_memory", "validate", validate) and not query.is_meta:  # which has no values
         _check_values(index, window, sizes["M"])
     call = {"query": query, "memory": memory, "index": index, "window": window}

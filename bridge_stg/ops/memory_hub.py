@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ._attend_memory_reference import gather_keys, score_gradient
 from ._checks import FLOATING, Expect, check_same_dtype, check_tensors
-from ._modes import autocasts, refuse_tangents, without_autocast
+from ._modes import autocasts, refuse_transforms, without_autocast
 from ._triton import kernels
 from .attend_memory import SHARED, _backward_op, _forward_op
 
@@ -56,14 +56,14 @@ def share_memory(memory: Tensor, position: Tensor | None = None) -> Tensor | tup
 
     Raises:
         TypeError, ValueError: a tensor of the wrong dtype, shape or device.
-        NotImplementedError: a derivative in forward mode (`torch.func.jvp`).
+        NotImplementedError: a derivative by `torch.func` (`grad`, `jvp`).
     """
     check_tensors(
         "share_memory",
         Expect("memory", memory, "B M C", FLOATING),
         Expect("position", position, "B M C", FLOATING, optional=True),
     )
-    refuse_tangents("share_memory", memory, position)
+    refuse_transforms("share_memory", memory, position)
     device = memory.device.type
     if autocasts(device):
         memory, position = _autocast(memory, device), None if position is None else _autocast(position, device)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ._backends import Backend, choose_backend, register_backend
 from ._checks import BOOLEAN, FLOATING, Expect, check_choice, check_flag, check_integer, check_number, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
-from ._modes import refuse_tangents, without_autocast
+from ._modes import refuse_transforms, without_autocast
 from ._native import native_backend
 from ._scoring import (
     REDUCES,
@@ -138,7 +138,7 @@ def prune_tokens(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, a segment without an unmasked token.
-        NotImplementedError: a second derivative, or one in forward mode (`torch.func.jvp`).
+        NotImplementedError: a second derivative, or one by `torch.func` (`grad`, `jvp`).
     """
     op = "prune_tokens"
     sizes = check_tensors(
@@ -151,7 +151,7 @@ def prune_tokens(
     keep = check_integer(op, "keep", keep, 1, sizes["N"], "tokens per segment")
     return_scores = check_flag(op, "return_scores", return_scores)
     validate = check_flag(op, "validate", validate)
-    refuse_tangents(op, tokens, queries)
+    refuse_transforms(op, tokens, queries)
     if validate and mask is not None and not mask.is_meta and bool((hidden := ~mask.any(dim=1)).any()):
         raise ValueError(
             f"{op}: mask must leave at least one token in every segment, "

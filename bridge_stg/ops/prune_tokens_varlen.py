@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from ._backends import Backend, choose_backend, register_backend
 from ._checks import FLOATING, INTEGER, Expect, check_choice, check_flag, check_integer, check_number, check_tensors
 from ._library import define_op, differentiate, refuse_gradient
-from ._modes import refuse_tangents
+from ._modes import refuse_transforms
 from ._scoring import (
     REDUCES,
     SCORINGS,
@@ -104,7 +104,7 @@ def prune_tokens_varlen(
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; a backend that
             cannot run; with `validate`, offsets that do not ascend from 0 to R, a budget out of range, or more
             selected tokens than `capacity`.
-        NotImplementedError: a second derivative, or one in forward mode (`torch.func.jvp`).
+        NotImplementedError: a second derivative, or one by `torch.func` (`grad`, `jvp`).
     """
     op = "prune_tokens_varlen"
     check_choice(op, "policy", policy, POLICIES)
@@ -127,7 +127,7 @@ def prune_tokens_varlen(
     validate = check_flag(op, "validate", validate) and not tokens.is_meta  # which has no values
     factor = 1.0 if scale is None else check_number(op, "scale", scale)
     limit = _budget_tensor(budget, policy, segments, tokens.device)
-    refuse_tangents(op, tokens, queries)
+    refuse_transforms(op, tokens, queries)
     if validate:
         _check_values(cu_seqlens, limit, policy, sizes["R"])
     chosen = choose_backend(op, backend, tokens.device.type, tokens=tokens, queries=queries)

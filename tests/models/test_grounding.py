@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -196,6 +197,7 @@ def test_padding_frames_change_no_prediction(make_model):
         ([0.0, 0.5, 0.25, 1.0], 2.0, r"times\[0\] must ascend and be finite"),
         ([0.0, 0.5, 0.5, 1.0], 2.0, r"times\[0\] must ascend and be finite"),
         ([0.0, float("nan"), 0.5, 1.0], 2.0, r"times\[0\] must ascend and be finite"),
+        ([-0.5, 0.0, 0.5, 1.0], 2.0, r"times\[0\] must begin at 0 s or later, got -0.5"),
         ([0.0, 0.5, 1.0], 2.0, r"times\[0\] must have one time for each of 4 frames, got 3"),
         ([0.0, 0.25, 0.5, 1.0], 1.0, r"durations\[0\] must be behind the last frame at 1.0 s, got 1.0"),
         ([0.0, 0.25, 0.5, 1.0], float("inf"), r"durations\[0\] must be behind the last frame"),
@@ -204,6 +206,33 @@ def test_padding_frames_change_no_prediction(make_model):
 def test_times_that_no_clip_has(make_model, times, duration, message):
     with pytest.raises(ValueError, match=message):
         make_model().predict([torch.zeros(4, 64, 64, 3, dtype=torch.uint8)], [times], ["red"], durations=[duration])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        *(({"spatial_fps": x}, "spatial_fps must be a finite number above 0") for x in (0, -1, math.nan, math.inf)),
+        *(({"spatial_fps": x}, "spatial_fps must be a finite number above 0") for x in ("2", True)),
+        ({"oracle_intervals": []}, "oracle_intervals must be as many as the 1 sentences, got 0"),
+        ({"oracle_intervals": [(1.5, 0.5)]}, r"oracle_intervals\[0\] must be \(start, end\)"),
+        ({"oracle_intervals": [(math.nan, 1.0)]}, r"oracle_intervals\[0\] must be \(start, end\)"),
+        ({"sentences": "r"}, "sentences must be a list of texts, got the text 'r'"),
+        ({"sentences": [3]}, "sentence must be a text, got int"),
+    ],
+)
+def test_wishes_that_mean_nothing(make_model, options, message):
+    clip = {"frames": [torch.zeros(2, 64, 64, 3, dtype=torch.uint8)], "times": [[0.0, 0.5]], "durations": [1.0]}
+    with pytest.raises((ValueError, SampleError), match=message):
+        make_model().predict(**clip | {"sentences": ["red"]} | options)
+
+
+def test_a_batch_of_none_and_of_letters(make_model):
+    model = make_model()
+    assert model.predict([], [], [], durations=[]) == model.ground_batch([], []) == []
+    with pytest.raises(ValueError, match="videos must be a list, got the text 'ab'"):
+        model.ground_batch("ab", ["red", "blue"])
+    with pytest.raises(ValueError, match="spatial_fps must be"):  # before a video is read
+        model.ground("none.mp4", "red", spatial_fps=0)
 
 
 @pytest.mark.parametrize(

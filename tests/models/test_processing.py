@@ -112,3 +112,19 @@ def test_round_trip(processor, tmp_path):
     assert again.tokenizer(text)["input_ids"] == processor.tokenizer(text)["input_ids"]
     video = torch.randint(0, 255, (4, 48, 80, 3), dtype=torch.uint8)
     torch.testing.assert_close(again.pixel_values(video)[0], processor.pixel_values(video)[0])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"sentences": ["a", "b"]}, "sentences must be as many as the 1 clips, got 2"),
+        ({"sentences": "a"}, "sentences must be a list, got the text 'a'"),
+        ({"answers": ["a", "b"]}, "answers must be as many as the 1 clips, got 2"),
+        ({"frame_times": [[0.0]]}, r"frame_times\[0\] must be finite, one for each of 2 frames"),
+        ({"frame_times": [[0.0, float("nan")]]}, r"frame_times\[0\] must be finite"),
+    ],
+)
+def test_a_batch_that_does_not_fit_itself_is_refused(processor, changed, message):
+    batch = {"frames": [np.zeros((2, 64, 64, 3), np.uint8)], "frame_times": [[0.0, 0.5]], "sentences": ["a"]}
+    with pytest.raises(ValueError, match=message):
+        processor(**batch | changed, training=True)

@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 
 from bridge_stg.modules import MemoryCrossAttention
 from bridge_stg.modules.memory_cross_attention import Path
@@ -225,3 +226,27 @@ def test_a_value_that_shares_storage_keeps_its_own_gradient():
     whole = torch.autograd.grad(ours(query, memory, memory)[0].square().sum(), memory)[0]
     keys = torch.autograd.grad(ours(query, memory, memory.detach())[0].square().sum(), memory)[0]
     assert not torch.allclose(whole, keys, atol=1e-3)
+
+
+def test_functional_gradients_of_each_sample():
+    theirs = nn.MultiheadAttention(16, 4, batch_first=True)
+    ours = MemoryCrossAttention.from_multihead_attention(theirs)
+    generator = torch.Generator().manual_seed(3)
+    query, memory = (torch.randn(2, length, 16, generator=generator) for length in (3, 40))
+    assert ours.absorbs(3, 40)
+    found = []
+    for module, rest in ((theirs, 2), (ours, 1)):
+
+        def loss(parameters, query, memory, module=module, rest=rest):
+            args = (query[None], *[memory[None]] * rest)
+            return functional_call(module, parameters, args, {"need_weights": False})[0].square().sum()
+
+        found.append(vmap(grad(loss), (None, 0, 0))(dict(module.named_parameters()), query, memory))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-5)
+
+
+def test_vmap_of_a_module_that_trains():
+    attention = MemoryCrossAttention(16, 4, path="absorbed")
+    query, memory = torch.randn(2, 3, 16), torch.randn(2, 9, 16)
+    mapped = vmap(lambda q, m: attention(q[None], m[None])[0][0])(query, memory)
+    torch.testing.assert_close(mapped, attention(query, memory)[0])

@@ -252,3 +252,16 @@ def test_a_projection_that_is_called_compiles():
     torch._dynamo.reset()
     compiled = torch.compile(pruner, fullgraph=True, backend="aot_eager")
     assert_same(compiled(memory, query), pruner(memory, query))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "factor"), [(torch.float32, 1e-25), (torch.float32, 1e20), (torch.float32, 1e30), (torch.float16, 300.0)]
+)
+def test_cosine_of_hooked_projections_at_the_ends_of_the_dtype(dtype, factor):
+    """The square of a norm over- and underflows long before the norm does."""
+    query, tokens = tensors()
+    pruner = QueryGuidedTokenPruner(C, C, 16, scoring="cosine").to(dtype)
+    ordinary = pruner.scores(tokens.to(dtype), query.to(dtype))
+    pruner.token_proj.register_forward_hook(lambda *_: None)
+    far = pruner.scores(tokens.to(dtype) * factor, query.to(dtype))
+    torch.testing.assert_close(far, ordinary, rtol=0, atol=1e-6 if dtype == torch.float32 else 3e-3)

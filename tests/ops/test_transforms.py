@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.func import jacfwd, jvp, linearize, vmap
+from torch.func import grad, jacfwd, jacrev, jvp, linearize, vmap
 
 from bridge_stg.ops import (
     attend_memory,
@@ -21,7 +21,7 @@ from bridge_stg.ops import (
     score_tokens,
     share_memory,
 )
-from bridge_stg.ops._head_products import attend_heads
+from bridge_stg.ops._head_products import attend_heads, contract_heads, expand_heads
 
 X = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
 Q = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
@@ -81,6 +81,26 @@ def test_a_call_without_a_tangent_may_stand_in_forward_mode():
     assert torch.equal(value, X * tangent)
 
 
+FUNCTIONAL = {
+    "grad": lambda f: grad(lambda x: f(x).sum())(X),
+    "jacrev": lambda f: jacrev(f)(X),
+    "vmap of grad": lambda f: vmap(grad(lambda x: f(x).sum()))(X[None]),
+    "grad of vmap": lambda f: grad(lambda x: vmap(f)(x).sum())(X[None]),
+}
+
+
+@each_op
+@pytest.mark.parametrize("transform", FUNCTIONAL.values(), ids=FUNCTIONAL)
+def test_functional_gradients_are_refused(function, transform):
+    with pytest.raises(NotImplementedError, match=r"has no functional derivative .* must be differentiated with back"):
+        transform(function)
+
+
+def test_a_constant_call_may_stand_in_a_functional_gradient():
+    value = attend_memory(Q, X, scale=0.3)[0].sum()
+    assert torch.equal(grad(lambda x: (x * attend_memory(Q, X, scale=0.3)[0].sum()).sum())(X), value.expand_as(X))
+
+
 def test_plain_scores_have_every_derivative():
     tangent = jvp(lambda x: score_tokens(x, Q, scoring="cosine"), (X.double(),), (torch.ones_like(X).double(),))[1]
     step = 1e-6
@@ -95,6 +115,30 @@ def test_twice_backward_is_refused(function):
     assert grad.requires_grad
     with pytest.raises((NotImplementedError, RuntimeError), match=r"differentiable once|once_differentiable"):
         torch.autograd.grad(grad.square().sum(), x)
+
+
+def test_no_second_derivative_is_left_out_beside_a_residual():
+    """A gradient with a differentiable part and one that is not must not keep the first alone."""
+    query = Q.clone().requires_grad_()
+    out, _ = attend_heads(query, torch.eye(8), torch.eye(8), X, 2, scale=0.3)
+    (grad,) = torch.autograd.grad((query + out).square().sum(), query, create_graph=True)
+    with pytest.raises(NotImplementedError, match="differentiable once"):
+        torch.autograd.grad(grad.square().sum(), query)
+
+
+def test_products_of_heads_have_a_second_derivative():
+    generator = torch.Generator().manual_seed(2)
+    narrow, wide, weight = (
+        torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((5, 8), (5, 2, 6), (8, 6))
+    )
+    found = []
+    for dtype in (torch.float32, torch.float64):  # the compiled products, and those of torch
+        leaves = [x.detach().to(dtype).requires_grad_() for x in (narrow, wide, weight)]
+        value = expand_heads(leaves[0], leaves[2], 2).square().sum() + contract_heads(*leaves[1:]).square().sum()
+        first = torch.autograd.grad(value, leaves, create_graph=True)
+        found.append(torch.autograd.grad(sum(x.square().sum() for x in first), leaves))
+    for ours, exact in zip(*found, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=1e-3)
 
 
 @each_op
