@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from ..json_text import dump_json
+
 IntervalSource = Literal["text", "presence"]
 
 
@@ -90,8 +92,12 @@ class GroundingResult:
     start_time: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, ready for `json.dumps`."""
-        return json.loads(json.dumps(asdict(self), allow_nan=False))
+        """Plain lists, numbers and strings, ready for `json.dumps`.
+
+        Raises:
+            ValueError: as `to_json`.
+        """
+        return json.loads(dump_json(asdict(self)))
 
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict` as JSON that every strict parser takes.
@@ -99,7 +105,7 @@ class GroundingResult:
         Raises:
             ValueError: a number is NaN or infinite, which no result of `ground` holds.
         """
-        return json.dumps(asdict(self), indent=indent, allow_nan=False)
+        return dump_json(asdict(self), indent=indent)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> GroundingResult:

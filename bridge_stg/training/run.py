@@ -18,6 +18,7 @@ from ..data.sample_store import SampleStore
 from ..errors import ConfigError
 from ..files import ensure_writable_folder
 from ..models import BridgeSTGProcessor
+from ..processes import check_rendezvous
 from .arguments import training_arguments
 from .batching import LengthAwareBatches
 from .building import build_model, checkpoint_activations
@@ -58,6 +59,7 @@ def train(
         ConfigError, ModelError, OutputError.
     """
     config = check_config(config)
+    check_rendezvous()
     folder = ensure_writable_folder(output)
     made = what_makes(config, build)
     refuse_another(folder, made)
