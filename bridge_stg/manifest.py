@@ -78,7 +78,8 @@ def read_manifest(path: str | os.PathLike[str]) -> list[ManifestRecord]:
                 raise SampleError(f"{path}:{number} must be an object with the texts id, video and sentence.")
         if found["id"] in records:
             raise SampleError(f"{path}:{number} repeats the id {found['id']!r}; ids must be unique.")
-        records[found["id"]] = ManifestRecord(found["id"], str(path.parent / found["video"]), found["sentence"])
+        video = found["video"] if "://" in found["video"] else str(path.parent / found["video"])
+        records[found["id"]] = ManifestRecord(found["id"], video, found["sentence"])
     if not records:
         raise SampleError(f"{path} holds no record; a manifest needs at least one.")
     return list(records.values())
@@ -151,9 +152,7 @@ def _answers(ground: GroundBatch, records: Sequence[ManifestRecord]) -> list[dic
 
 
 def _line(record: ManifestRecord, result: GroundingResult) -> dict[str, Any]:
-    line = {"id": record.id, **result.to_dict()}
     try:
-        dump_json(line)
+        return {"id": record.id, **result.to_dict()}
     except ValueError as error:
         raise BridgeSTGError(f"The result cannot be used: {error}; the model's weights may not be finite.") from error
-    return line

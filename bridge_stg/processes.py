@@ -18,12 +18,32 @@ def rank_and_size() -> tuple[int, int]:
     """(rank, number of processes); (0, 1) without `torchrun`.
 
     Raises:
-        ConfigError: RANK or WORLD_SIZE is no such number, or the rank is not below the number of processes.
+        ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is no such number, or the rank is not below the number of processes.
     """
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if rank >= size:
         raise ConfigError(f"RANK must be below WORLD_SIZE, got {rank} of {size}: start the processes with torchrun.")
+    _number("LOCAL_RANK", 0)  # which libraries read too, and not as kindly
     return rank, size
+
+
+def check_rendezvous() -> None:
+    """Check what the processes of a training run find each other by, before libraries wait for it or stumble over it.
+
+    Raises:
+        ConfigError: see `rank_and_size`; or it is one of several processes, or has a LOCAL_RANK, and what `torchrun`
+            sets beside that is missing or no port.
+    """
+    _, size = rank_and_size()
+    if size == 1 and "LOCAL_RANK" not in os.environ:
+        return
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise ConfigError(f"{name} is not set, and WORLD_SIZE or LOCAL_RANK is: start the processes with torchrun.")
+    if _number("MASTER_PORT", 1) > 65535:
+        raise ConfigError(
+            f"MASTER_PORT must be an integer <= 65535, got {os.environ['MASTER_PORT']}: torchrun sets it."
+        )
 
 
 def own_device(name: str = "auto") -> torch.device:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bridge_stg.errors import ConfigError
-from bridge_stg.processes import own_device, rank_and_size
+from bridge_stg.processes import check_rendezvous, own_device, rank_and_size
 
 
 def test_the_place_is_the_launchers(monkeypatch):
@@ -46,6 +46,34 @@ def test_a_local_rank_that_cannot_be(monkeypatch, value):
     monkeypatch.setenv("LOCAL_RANK", value)
     with pytest.raises(ConfigError, match="LOCAL_RANK must be an integer >= 0"):
         own_device("cpu")
+    with pytest.raises(ConfigError, match="LOCAL_RANK must be an integer >= 0"):
+        rank_and_size()
+
+
+RENDEZVOUS = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        (dict.fromkeys(RENDEZVOUS), None),
+        ({"WORLD_SIZE": "1", "LOCAL_RANK": None, "MASTER_ADDR": None}, None),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR is not set"),
+        ({"MASTER_PORT": None}, "MASTER_PORT is not set"),
+        ({"MASTER_PORT": "abc"}, "MASTER_PORT must be an integer >= 1, got 'abc'"),
+        ({"MASTER_PORT": "65536"}, "MASTER_PORT must be an integer <= 65535, got 65536"),
+        ({**dict.fromkeys(RENDEZVOUS), "LOCAL_RANK": "0"}, "RANK is not set"),
+    ],
+)
+def test_what_processes_find_each_other_by(monkeypatch, changes, message):
+    for name, value in (RENDEZVOUS | changes).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    if message is None:
+        check_rendezvous()
+    else:
+        with pytest.raises(ConfigError, match=message):
+            check_rendezvous()
 
 
 def machine(monkeypatch, gpus, local_rank=None):

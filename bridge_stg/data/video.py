@@ -212,9 +212,10 @@ def _read_packets(file: MediaFile) -> VideoInfo:
     shown = [mark for mark in read if not mark.discard]
     if not shown:
         raise VideoError(f"{printable(path)} has a video stream without frames; the file is damaged or truncated.")
-    rate = _declared_rate(file)
+    bare = _is_bare(file, len(shown))
+    rate = _declared_rate(file, bare)
     unit = float(stream.time_base or 0)
-    clock = _stream_clock(file, shown)
+    clock = None if bare else _stream_clock(file, shown)
     if clock is None:
         if rate <= 0 and len(shown) > 1:
             raise VideoError(
@@ -234,7 +235,9 @@ def _read_packets(file: MediaFile) -> VideoInfo:
             f"most {_LONGEST:.0f} s."
         )
     _check_complete(file, len(read), duration + max(0.0, (first or 0) * unit))
-    origin = None if file.container.start_time is None else file.container.start_time / 1e6
+    # Of a stream alone, the picture is the first; what an AVI states then is when decoding begins.
+    alone = len(file.container.streams) == 1
+    origin = None if alone or file.container.start_time is None else file.container.start_time / 1e6
     # A microsecond is the unit in which a container states its start.
     start_time = 0.0 if first is None or origin is None else max(0.0, round(first * unit - origin, 6))
     info = VideoInfo(path, 0, 0, fps, len(times), duration, times, stream=file.number, start_time=start_time)
@@ -256,7 +259,7 @@ def _read_packets(file: MediaFile) -> VideoInfo:
 
 def _stream_clock(file: MediaFile, shown: list[PacketMark]) -> Clock | None:
     """The frames' times; None where they are counted at the declared rate."""
-    if file.formats & BARE or not file.stream.time_base:
+    if not file.stream.time_base:
         return None
     second = float(1 / file.stream.time_base)
     longest = _LONGEST_GAP * second if file.formats & _BROADCAST else None
@@ -296,10 +299,15 @@ def _without_lead(info: VideoInfo, first: int, later: Iterator[int]) -> VideoInf
     )
 
 
-def _declared_rate(file: MediaFile) -> float:
+def _is_bare(file: MediaFile, count: int) -> bool:
+    """Whether its frames have no times: a bare bitstream, or pictures one after the other, as bare MJPEG can be."""
+    return bool(file.formats & BARE) or (count > 1 and any(name.endswith("_pipe") for name in file.formats))
+
+
+def _declared_rate(file: MediaFile, bare: bool) -> float:
     """The rate the file states, 0 if none that a clip has; for a bare bitstream the one in its headers."""
     stream = file.stream
-    if file.formats & BARE:
+    if bare:
         rate = float(stream.codec_context.framerate or 0)
     else:
         rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -313,7 +321,7 @@ def _check_complete(file: MediaFile, read: int, end: float) -> None:
         size = os.path.getsize(file.path)
         missing = sum(entry.pos + entry.size > size for entry in stream.index_entries)
         if missing:
-            total = max(stream.frames, read)
+            total = max(stream.frames, read, len(stream.index_entries))
             left = min(read, total - missing)
             raise VideoError(f"{printable(file.path)} is truncated: only {left} of its {total} frames are in it.")
     promised = _seconds(stream.metadata.get("DURATION", "")) if "matroska" in file.formats else 0.0

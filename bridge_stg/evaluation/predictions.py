@@ -201,7 +201,9 @@ def _check_boxes(name: str, boxes: Mapping[int, Any]) -> Mapping[int, Box]:
         values = np.asarray(list(boxes.values()))
     except (ValueError, OverflowError):  # boxes of unequal length
         values = np.zeros(0)
-    if values.shape != (len(boxes), 4) or values.dtype.kind not in "iuf":
+    # A bool among numbers has become one.
+    mixed = any(isinstance(v, bool | np.bool_) for box in boxes.values() if isinstance(box, list | tuple) for v in box)
+    if mixed or values.shape != (len(boxes), 4) or values.dtype.kind not in "iuf":
         frame, box = next(((f, b) for f, b in boxes.items() if not _is_four_numbers(b)), next(iter(boxes.items())))
         raise SampleError(f"{name} must hold four numbers [x1, y1, x2, y2] a frame, got {shown(box)} in frame {frame}.")
     values = values.astype(np.float64)

@@ -70,8 +70,9 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
     """Set fields of a configuration, in place.
 
     Raises:
-        ConfigError: an unknown field, or a value out of range.
+        ConfigError: an unknown field, a value out of range, or another number of heads than was trained.
     """
+    trained_heads = config.decoder_heads
     fields = set(BridgeSTGConfig.field_names()) - _NO_SETTINGS
     for key, value in settings.items():
         if key not in fields:
@@ -81,3 +82,5 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
         config.check()
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    if (heads := config.decoder_heads) != trained_heads:  # they fit the weights, and make another model of them
+        raise ConfigError(f"decoder_heads cannot be switched: the weights know {trained_heads}, got {heads}.")

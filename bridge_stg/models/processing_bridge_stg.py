@@ -17,6 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from ..errors import BridgeSTGError, ModelError, SampleError
 from ..ops import patchify_videos
+from ..settings import show
 from .processor_files import PROCESSOR_FILE, check_template, save_whole, unreadable
 from .processor_settings import PROCESSOR_RULES, check_processor_settings, is_slip
 
@@ -239,13 +240,17 @@ class BridgeSTGProcessor(ProcessorMixin):
         A sentence cannot write special tokens: its `<|` become `< |`.
 
         Raises:
-            SampleError: the sentence is no text, or empty.
+            SampleError: the sentence is no text, is empty, or holds half a character, which no tokenizer takes.
         """
         if not isinstance(sentence, str):
             raise SampleError(f"The sentence must be a text, got {type(sentence).__name__}.")
         sentence = " ".join(sentence.split()).replace("<|", "< |")
         if not sentence:
             raise SampleError("The sentence must not be empty.")
+        try:
+            sentence.encode()
+        except UnicodeEncodeError as error:
+            raise SampleError(f"The sentence must be UTF-8 text, got {show(sentence)}.") from error
         visual = "<|vision_start|>" + "<|video_pad|>" * tokens_per_group + "<|vision_end|>"
         groups = "".join(self.timestamp_format.format(time) + visual for time in group_times)
         return f"{self.prompt_prefix}{sentence}\n{groups}{self.prompt_suffix}"

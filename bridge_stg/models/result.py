@@ -92,7 +92,11 @@ class GroundingResult:
     start_time: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, ready for `json.dumps`."""
+        """Plain lists, numbers and strings, ready for `json.dumps`.
+
+        Raises:
+            ValueError: as `to_json`.
+        """
         return json.loads(dump_json(asdict(self)))
 
     def to_json(self, indent: int | None = None) -> str:

@@ -217,6 +217,24 @@ def _read(values: Any, source: str) -> TrainingConfig:
     )
 
 
+def refuse_unused(config: TrainingConfig) -> None:
+    """See that a run uses what is set.
+
+    Raises:
+        ConfigError: a field that only a pretrained backbone or annotated data has a use for is set without one.
+    """
+    fresh = BackboneConfig()
+    for name in ("dtype", "attn_implementation"):
+        value = getattr(config.backbone, name)
+        if config.backbone.name is None and value != getattr(fresh, name):
+            raise ConfigError(
+                f"backbone.{name} is for a pretrained backbone, and backbone.name is null; got {value!r}."
+            )
+    if not config.data.sources and config.data.max_tokens is not None:
+        most = config.data.max_tokens
+        raise ConfigError(f"data.max_tokens bounds batches of data.sources, and there are none; got {most}.")
+
+
 def loss_weights_at(config: TrainingConfig, step: int) -> LossWeights:
     """The loss weights of the phase that `step` lies in; the last phase goes on."""
     for phase in config.data.phases:

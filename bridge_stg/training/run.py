@@ -18,11 +18,12 @@ from ..data.sample_store import SampleStore
 from ..errors import ConfigError
 from ..files import ensure_writable_folder
 from ..models import BridgeSTGProcessor
+from ..processes import check_rendezvous
 from .arguments import training_arguments
 from .batching import LengthAwareBatches
 from .building import build_model, checkpoint_activations
 from .checkpoints import latest_checkpoint, publish_files, saving
-from .config import TrainingConfig, check_config, loss_weights_at
+from .config import TrainingConfig, check_config, loss_weights_at, refuse_unused
 from .curriculum import Phase, SyntheticCurriculum, collate_grounding
 from .record import refuse_another, settle_processor, what_makes
 from .stream import GroundingStream
@@ -58,6 +59,8 @@ def train(
         ConfigError, ModelError, OutputError.
     """
     config = check_config(config)
+    refuse_unused(config)
+    check_rendezvous()
     folder = ensure_writable_folder(output)
     made = what_makes(config, build)
     refuse_another(folder, made)

@@ -218,3 +218,8 @@ def test_a_lost_end_is_an_error_unless_asked_to_stand_in(tmp_path):
         list(frames(info))
     lenient = read_numbers(frames(info, strict=False))
     assert len(lenient) == 60 and lenient[:10] == list(range(10)) and len(set(lenient[-15:])) == 1
+
+
+def test_the_picture_alone_begins_the_clock_whatever_a_file_says_of_decoding(tmp_path):
+    info = probe(encode(tmp_path / "a.avi", 10, codec="mpeg4", b_frames=2))
+    assert (info.start_time, info.frame_count) == (0.0, 10)

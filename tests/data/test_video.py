@@ -194,6 +194,20 @@ def _cut_avi(folder):
     return cut(encode(folder / "d.avi", codec="mpeg4"), folder / "cut.avi")
 
 
+def _cut_fragments(folder):
+    return cut(
+        encode(folder / "f.mp4", muxing={"movflags": "frag_keyframe+empty_moov+global_sidx"}), folder / "cut_f.mp4", 0.4
+    )
+
+
+def _pictures_in_a_row(folder):
+    picture = encode(folder / "one.jpg", 1, codec="mjpeg", container="mjpeg", pixels="yuvj420p").read_bytes()
+    head = b"\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
+    path = folder / "pictures.jpg"
+    path.write_bytes((picture[:2] + head + picture[2:]) * 5)
+    return path
+
+
 def _no_time(folder):
     return encode(folder / "bare.mjpeg", codec="mjpeg", container="mjpeg", pixels="yuvj420p")
 
@@ -211,6 +225,8 @@ def _no_time(folder):
         (_cut_mkv, r"is truncated: its frames end at 1\.\d+ s of 2\.40 s"),
         (_cut_avi, r"is truncated: only \d+ of its 60 frames"),
         (_no_time, "has no usable time base"),
+        (_cut_fragments, r"is truncated: only \d+ of its \d+ frames"),
+        (_pictures_in_a_row, "has no usable time base"),
     ],
 )
 def test_bad_input_is_one_sentence(tmp_path, make, rule):

@@ -65,6 +65,7 @@ def test_numpy_values_become_plain_ones() -> None:
             "four numbers.*frame 1",
         ),
         ('{"id": "a", "interval": [0, 1], "boxes": {"0": ["0", 0, 1, 1]}}', "four numbers.*frame 0"),
+        ('{"id": "a", "interval": [0, 1], "boxes": {"0": [true, 0, 1, 1]}}', "four numbers.*frame 0"),
         ('{"id": "a", "interval": [0, 1], "boxes": {"0": [0, 0, NaN, 1]}}', "finite.*frame 0"),
         ('{"id": "a", "interval": [0, 1], "oracle_boxes": {"0": [5, 0, 1, 1]}}', "oracle_boxes.*x2 >= x1"),
         ('{"id": "ok", "interval": [0, 1]}', "'ok' was already used in line 1"),

@@ -140,3 +140,9 @@ def test_options_that_a_folder_of_adapters_does_not_take_are_refused(load_backbo
     assert model_class.from_pretrained(tmp_path, subfolder="adapters").config.backbone_name
     with pytest.raises(ModelError, match="push_to_hub"):
         model.save_pretrained(tmp_path / "other", push_to_hub=True)
+
+
+def test_heads_that_the_weights_do_not_know_are_refused():
+    assert load_model(settings={"decoder_heads": 4}).config.decoder_heads == 4
+    with pytest.raises(ConfigError, match="decoder_heads cannot be switched: the weights know 4, got 3"):
+        load_model(settings={"decoder_heads": 3})

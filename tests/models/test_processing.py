@@ -98,6 +98,11 @@ def test_an_empty_sentence_is_refused(processor):
         processor.prompt("  \n ", [0.1], 1)
 
 
+def test_half_a_character_is_refused(processor):
+    with pytest.raises(SampleError, match=r"must be UTF-8 text, got 'the \\ud83d'"):
+        processor.prompt("the \ud83d", [0.1], 1)
+
+
 def test_a_sentence_beyond_the_context_is_refused(processor, clips):
     sentence = "red " * processor.tokenizer.model_max_length
     with pytest.raises(SampleError, match="the model's context holds"):

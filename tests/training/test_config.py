@@ -4,7 +4,7 @@ import pytest
 
 from bridge_stg.errors import ConfigError
 from bridge_stg.training import load_config, shipped_configs
-from bridge_stg.training.config import check_config, loss_weights_at
+from bridge_stg.training.config import check_config, loss_weights_at, refuse_unused
 
 
 def test_every_shipped_configuration_loads():
@@ -34,7 +34,7 @@ def test_overrides_win(tmp_path):
         ("seed: 1", ["model.kep=0.5"], r"unknown field 'model\.kep'; the nearest is model\.keep\."),
         ("seed: 1", ["model.gate=maybe"], r"model\.gate must be true or false, got 'maybe'"),
         ("seed: 1", ["model.keep=high"], r"model\.keep must be a number, got 'high'"),
-        ("processor: {fps: x}", [], r"processor\.fps must be a number, got 'x'"),
+        ("processor: {fps: x}", [], r"processor\.fps must be a number > 0, got 'x'"),
         ("processor: {image_mean: [1, 2, .nan]}", [], r"processor\.image_mean\[2\] must be a number, got nan"),
         ("processor: {max_frame: 3}", [], r"the nearest is processor\.max_frames"),
         ("losses: {box: .nan}", [], r"losses\.box must be a number >= 0, got nan"),
@@ -111,3 +111,17 @@ def test_a_configuration_made_by_hand_is_checked_as_a_file_is():
     config.schedule.learning_rate = float("nan")
     with pytest.raises(ConfigError, match=r"the configuration: schedule\.learning_rate must be a number >= 0, got nan"):
         check_config(config)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("backbone.dtype=bfloat16", r"backbone\.dtype is for a pretrained backbone.*got 'bfloat16'"),
+        ("backbone.attn_implementation=sdpa", r"backbone\.attn_implementation is for a pretrained backbone"),
+        ("data.max_tokens=100", r"data\.max_tokens bounds batches of data\.sources.*got 100"),
+    ],
+)
+def test_a_setting_that_a_run_has_no_use_for_is_refused(setting, message):
+    refuse_unused(load_config("tiny"))
+    with pytest.raises(ConfigError, match=message):
+        refuse_unused(load_config("tiny", [setting]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from .reading import Item, VideoFolder, attempt
 
 # The file has seconds and no frames: a clock of tenths, to which its times are rounded, stands in for them.
 CLOCK = 10.0
+_SECONDS = re.compile(r"-?[0-9]{1,18}(\.[0-9]*)?")  # what float() takes beside it, such as 1_0, is a slip
 
 
 def read_charades_sta(
@@ -53,10 +55,9 @@ def _sample(line: bytes, number: int, folder: VideoFolder) -> GroundingSample:
     parts = head.split()
     if not separator or len(parts) != 3:
         raise SampleError(f"a line must be <video> <start> <end>##<sentence>, got {shown(text)}.")
-    try:
-        start, end = float(parts[1]), float(parts[2])
-    except ValueError as error:
-        raise SampleError(f"start and end must be seconds, got {shown(parts[1])} and {shown(parts[2])}.") from error
+    if not all(_SECONDS.fullmatch(part) for part in parts[1:]):
+        raise SampleError(f"start and end must be seconds, got {shown(parts[1])} and {shown(parts[2])}.")
+    start, end = float(parts[1]), float(parts[2])
     return GroundingSample(
         id=f"{parts[0]}-{number}",
         video=folder.find(f"{parts[0]}.mp4"),

@@ -16,7 +16,12 @@ from ..values import MOST_FRAMES, is_path, is_unicode, is_whole, shown, shown_li
 Convention = Literal["exact", "tubedetr", "stcat"]
 CONVENTIONS: tuple[Convention, ...] = ("exact", "tubedetr", "stcat")
 MOST_SKIPPED = 200_000  # more than a published dataset has records
-VIDEO_SUFFIXES = frozenset((".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".jpg", ".jpeg", ".png"))
+VIDEO_SUFFIXES = frozenset(
+    (
+        *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".flv", ".ogv", ".wmv"),
+        *(".ts", ".m2ts", ".mpg", ".mpeg", ".vob", ".gif", ".jpg", ".jpeg", ".png"),
+    )
+)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ def test_lines_become_intervals_and_broken_ones_are_skipped(tmp_path):
     path.write_text(
         "AO8RW 0.0 6.9##a person is putting a book on a shelf.\n\n"
         "Y6R7T 20.8##person plays.\nY6R7T 30.0 20.8##person plays.\nY6R7T x 3##person plays.\nY6R7T 1 2##\n"
-        "Y6R7T 20.8 30.0##person plays.\n"
+        "Y6R7T 20.8 30.0##person plays.\nY6R7T 0 1_0##person plays.\nY6R7T ١ ٢##person plays.\n",
+        encoding="utf-8",
     )
     data = Dataset.collect(read_charades_sta(path))
     assert [(s.id, s.video, s.interval, s.task) for s in data.samples] == [
@@ -30,6 +31,8 @@ def test_lines_become_intervals_and_broken_ones_are_skipped(tmp_path):
         ("line 4", "interval must have 0 <= start < end (seconds)"),
         ("line 5", "start and end must be seconds"),
         ("line 6", "sentence must be a non-empty text"),
+        ("line 8", "start and end must be seconds"),
+        ("line 9", "start and end must be seconds"),
     ]
 
 
