@@ -74,9 +74,10 @@ def replaceable(path: str | os.PathLike[str]) -> Path:
     """
     try:
         target = Path(path).resolve()  # which fails in a folder that was removed
-        if not target.exists():
+        try:
+            mode = target.stat().st_mode
+        except FileNotFoundError:
             return target
-        mode = target.stat().st_mode
     except (OSError, RuntimeError) as error:  # links that lead in a circle are a RuntimeError before Python 3.13
         raise unwritable(path, error) from error
     if not stat.S_ISREG(mode):

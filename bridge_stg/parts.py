@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -34,7 +35,13 @@ def check_output(out: str | os.PathLike[str]) -> Path:
     """
     target = replaceable(out)
     folder = beside(target, ".parts")
-    if os.path.lexists(folder) and not folder.is_dir():
+    try:  # asked once: another process may merge and remove it at any moment
+        is_folder = stat.S_ISDIR(folder.stat().st_mode)
+    except FileNotFoundError:
+        is_folder = not folder.is_symlink()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if not is_folder:
         raise OutputError(f"{folder} cannot be written: it is there, and no folder.")
     return target
 
