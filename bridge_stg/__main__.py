@@ -17,7 +17,7 @@ _EXTRAS = {
 def main() -> None:
     """Run the command line; exit code 1 and a sentence where a package of an extra is not installed."""
     try:
-        from .cli import main as command_line
+        from .cli.main import main as command_line
 
         command_line()
     except ModuleNotFoundError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
+
+logger = logging.getLogger(__name__)
 
 
 class BridgeSTGError(Exception):
@@ -33,3 +36,22 @@ def printable(path: str | os.PathLike[str]) -> str:
     """A file name as a message shows it: on one line, and text also where its bytes are not."""
     name = os.fspath(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+
+
+def reason_of(error: Exception, item: str) -> str:
+    """Why an item failed, in one line. What nobody expected is given with its type, and logged at DEBUG in full.
+
+    Raises:
+        the error itself, where it is not about the item: results cannot be written, or the device failed.
+    """
+    import torch  # this file is imported by commands that need no torch
+
+    if isinstance(error, (OutputError, torch.AcceleratorError)):
+        raise error
+    if isinstance(error, BridgeSTGError):
+        return str(error)
+    logger.debug("%s failed", item, exc_info=error)
+    line = (str(error).strip().splitlines() or [""])[0]
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return f"the memory is not enough for it. {line}".strip()
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__

@@ -13,7 +13,7 @@ torch.set_num_threads(1)
 
 def pytest_configure():
     """A build named by hand, such as one with sanitizers, must not be passed over in silence."""
-    from bridge_stg.ops._native import library_obstacle
+    from bridge_stg.ops.core.native import library_obstacle
 
     if os.environ.get("BRIDGE_STG_LIBRARY_FOLDER") and (obstacle := library_obstacle("cpu")):
         pytest.exit(f"BRIDGE_STG_LIBRARY_FOLDER: {obstacle}", returncode=1)

@@ -22,7 +22,7 @@ import click
 import pytest
 import typer
 
-from bridge_stg.cli import app
+from bridge_stg.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

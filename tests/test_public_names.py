@@ -43,7 +43,7 @@ def options_by_command(command, path=()):
 
 
 def test_commands_and_options():
-    from bridge_stg.cli import app
+    from bridge_stg.cli.main import app
 
     found = options_by_command(typer.main.get_command(app))
     for command, options in NAMES["commands"].items():

@@ -30,7 +30,7 @@ from bridge_stg.models.grounding import ClipPrediction, _read_answer
 from bridge_stg.models.outputs import BridgeSTGOutput
 from bridge_stg.models.processing_bridge_stg import answer_text
 from bridge_stg.training import TrainingConfig, build_model
-from bridge_stg.training.curriculum import collate_grounding
+from bridge_stg.training.data.synthetic import collate_grounding
 
 _BOX = re.compile(r"(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})")
 

@@ -136,7 +136,7 @@ def own_providers(
         call: what the op hands to `choose_backend` (meta tensors will do), to tell which backend is the default.
     """
     from bridge_stg.ops import backends
-    from bridge_stg.ops._backends import choose_backend
+    from bridge_stg.ops.core.backends import choose_backend
 
     default = choose_backend(op, None, device.type, **call)
     providers = [Provider(f"bridge_stg ({default})", make(None), ours=True, subject=True)]

@@ -20,7 +20,7 @@ import torch
 from bridge_stg.data import GroundingSample, read_samples, write_split
 from bridge_stg.evaluation import ConstantFloor, evaluate, random_floor
 from bridge_stg.files import write_text
-from bridge_stg.inference import predict_samples
+from bridge_stg.inference.dataset import predict_samples
 from bridge_stg.models import load_model
 from bridge_stg.training import load_config, train
 

@@ -29,7 +29,7 @@ from benchmarks.studies.ablation import COLUMNS
 from bridge_stg.data import read_samples, write_split
 from bridge_stg.evaluation import METRICS, evaluate
 from bridge_stg.files import write_text
-from bridge_stg.inference import predict_samples
+from bridge_stg.inference.dataset import predict_samples
 from bridge_stg.models import load_model
 from bridge_stg.models.loading import shipped_model
 from bridge_stg.training import (

@@ -62,7 +62,7 @@ class BackboneMixin:
             ModelError: no such checkpoint, another family, or files are missing.
             ConfigError: a field is unknown or out of range.
         """
-        from .pretrained import build_from_backbone
+        from .backbone_loading import build_from_backbone
 
         return build_from_backbone(
             cls,
@@ -240,7 +240,7 @@ class BackboneMixin:
         Raises:
             ModelError: files are missing or broken, or the backbone is not the one that was adapted.
         """
-        from .pretrained import reread_backbone
+        from .backbone_loading import reread_backbone
 
         path = Path(folder)
         record = _read_record(path / RECORD_FILE)

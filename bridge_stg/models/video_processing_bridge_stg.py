@@ -38,7 +38,7 @@ from transformers.video_utils import (
 from ..errors import ModelError
 from ..files import write_text
 from ..ops import patchify_videos
-from ..ops.patchify_frames import Interpolation
+from ..ops.patchify_frames.api import Interpolation
 from ..settings import show
 from .processor_settings import check_statistics, check_video_settings, per_channel
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..ops._checks import BOOLEAN, FLOATING, Expect, check_tensors
+from ..ops.core.checks import BOOLEAN, FLOATING, Expect, check_tensors
 from ._projected_memory import PackedWeights
 
 MASKS = (*BOOLEAN, *FLOATING)

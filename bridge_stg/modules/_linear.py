@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..ops._checks import FLOATING
-from ..ops._modes import autocasts
+from ..ops.core.checks import FLOATING
+from ..ops.core.modes import autocasts
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops._checks import BOOLEAN, FLOATING, Expect, check_integer, check_number, check_tensors
+from ..ops.core.checks import BOOLEAN, FLOATING, Expect, check_integer, check_number, check_tensors
 
 
 class FrameContrast(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import patchify_frames, patchify_videos
-from ..ops.patchify_frames import Interpolation, Layout
+from ..ops.patchify_frames.api import Interpolation, Layout
 
 # Of the CLIP image encoder, which Qwen2-VL and Qwen2.5-VL normalise with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

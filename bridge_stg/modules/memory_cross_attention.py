@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops._checks import FLOATING, check_choice, check_integer, check_number
-from ..ops._head_products import attend_heads
-from ..ops._modes import differentiates_functionally
-from ..ops._native import library_obstacle
-from ..ops.projected_attention import LIBRARIES, projected_attention
+from ..ops.attend_memory.head_products import attend_heads
+from ..ops.attend_memory.projected_attention import LIBRARIES, projected_attention
+from ..ops.core.checks import FLOATING, check_choice, check_integer, check_number
+from ..ops.core.modes import differentiates_functionally
+from ..ops.core.native import library_obstacle
 from ._attention_call import AttentionCall, AttentionWeights
 from ._attention_conversion import copy_linears, copy_multihead_attention
 from ._attention_masks import score_bias, split_padding

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import share_memory
-from ..ops._checks import FLOATING, Expect, check_integer, check_tensors
-from ..ops._modes import autocasts
+from ..ops.core.checks import FLOATING, Expect, check_integer, check_tensors
+from ..ops.core.modes import autocasts
 from ._projected_memory import PROJECTED, PackedWeights, ProjectedMemory, project_memory
 from .memory_cross_attention import MemoryCrossAttention, Path
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..ops._checks import FLOATING, Expect, check_integer, check_tensors
+from ..ops.core.checks import FLOATING, Expect, check_integer, check_tensors
 
 
 class BridgeQueries(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops._checks import BOOLEAN, FLOATING, Expect, check_integer, check_tensors
+from ..ops.core.checks import BOOLEAN, FLOATING, Expect, check_integer, check_tensors
 from .boxes import inverse_sigmoid
 from .multi_layer_query_cross_attention import MultiLayerQueryCrossAttention
 

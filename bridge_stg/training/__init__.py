@@ -1,13 +1,13 @@
 """Losses, tube matching, the Trainer subclass, and YAML configurations."""
 
 from ..models.losses import GroundingTargets, LossWeights, grounding_losses
-from .batching import ClipShape, LengthAwareBatches
-from .building import build_model
+from .build_model import build_model
 from .config import TrainingConfig, load_config, shipped_configs
-from .curriculum import Phase, SyntheticCurriculum, collate_grounding
+from .data.annotated import GroundingStream
+from .data.batches import ClipShape, LengthAwareBatches
+from .data.synthetic import Phase, SyntheticCurriculum, collate_grounding
 from .progress import TrainingProgress
 from .run import train
-from .stream import GroundingStream
 from .trainer import BridgeSTGTrainer
 
 __all__ = [

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from ..distributed import rank_and_size
 from ..errors import ConfigError
 from ..json_text import parse_json
-from ..processes import rank_and_size
 from .config import TrainingConfig
 
 

@@ -15,18 +15,18 @@ import torch.distributed as dist
 from transformers import PrinterCallback, TrainerCallback
 
 from ..data.sample_store import SampleStore
+from ..distributed import check_rendezvous
 from ..errors import ConfigError
 from ..files import ensure_writable_folder
 from ..models import BridgeSTGProcessor
-from ..processes import check_rendezvous
 from .arguments import training_arguments
-from .batching import LengthAwareBatches
-from .building import build_model, checkpoint_activations
+from .build_model import build_model, checkpoint_activations
 from .checkpoints import latest_checkpoint, publish_files, saving
 from .config import TrainingConfig, check_config, loss_weights_at, refuse_unused
-from .curriculum import Phase, SyntheticCurriculum, collate_grounding
+from .data.annotated import GroundingStream
+from .data.batches import LengthAwareBatches
+from .data.synthetic import Phase, SyntheticCurriculum, collate_grounding
 from .record import refuse_another, settle_processor, what_makes
-from .stream import GroundingStream
 from .trainer import BridgeSTGTrainer
 
 FRAME_SIZE = (64, 64)

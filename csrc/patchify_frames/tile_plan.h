@@ -9,7 +9,7 @@
 namespace bridge_stg {
 
 // Shared memory a tile aims at, so that several share a multiprocessor, and what it may take at most: what every
-// architecture since sm_80 grants. ops/patchify_frames.py refuses what would take more.
+// architecture since sm_80 grants. ops/patchify_frames/api.py refuses what would take more.
 constexpr int64_t kTileBytes = 40 << 10;
 constexpr int64_t kTileMostBytes = 96 << 10;
 

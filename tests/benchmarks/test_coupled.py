@@ -19,7 +19,7 @@ from benchmarks.harness.runner import Settings, _ring
 from benchmarks.studies import coupled as coupled_comparison
 from bridge_stg.data import SyntheticTubes, read_samples, write_split
 from bridge_stg.evaluation import METRICS, evaluate
-from bridge_stg.inference import predict_samples
+from bridge_stg.inference.dataset import predict_samples
 from bridge_stg.models import load_model
 from bridge_stg.models.loading import shipped_model
 from bridge_stg.training import (

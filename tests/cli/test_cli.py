@@ -8,7 +8,7 @@ import av
 import pytest
 import typer
 
-from bridge_stg.cli import app
+from bridge_stg.cli.main import app
 from bridge_stg.data import VOCABULARY, probe, read_samples
 from bridge_stg.errors import OutputError, SampleError
 from bridge_stg.models import BridgeSTGForVideoGrounding
@@ -153,7 +153,7 @@ def test_a_switch_is_off_by_every_word_for_it(monkeypatch, word):
         raise SampleError("far enough")
 
     monkeypatch.setattr("bridge_stg.models.load_model", load)
-    monkeypatch.setattr("bridge_stg.inference.find_samples", lambda data, split: [])
+    monkeypatch.setattr("bridge_stg.inference.dataset.find_samples", lambda data, split: [])
     with pytest.raises(SampleError, match="far enough"):
         _invoke("evaluate", "--data", "anywhere", "--set", f"gate={word}", "--set", "keep=1")
     assert given == {"gate": False, "keep": 1.0}

@@ -7,7 +7,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from bridge_stg.cli import app, main
+from bridge_stg.cli.main import app, main
 from bridge_stg.data import GroundingSample, read_samples
 from bridge_stg.errors import SampleError
 

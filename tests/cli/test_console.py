@@ -3,9 +3,9 @@
 import pytest
 import typer
 
-from bridge_stg import console
+from bridge_stg.cli import console
+from bridge_stg.cli.tables import grounding_table, metrics_table
 from bridge_stg.errors import ConfigError, OutputError
-from bridge_stg.tables import grounding_table, metrics_table
 
 NAUGHTY = "[/a] [c] [bold]x :warning: \x1b[31m \u2028 \u202e \x9b \ud800"
 SHOWN = r"[/a] [c] [bold]x :warning: \x1b[31m \u2028 \u202e \x9b \ud800"

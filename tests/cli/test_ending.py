@@ -132,7 +132,7 @@ def test_a_reader_that_has_seen_enough_is_no_failure(script):
 def test_help_is_there_without_waiting_for_torch(argument):
     code = (
         "import sys; sys.argv = ['bridge-stg', *sys.argv[1:]]\n"
-        "from bridge_stg.cli import main\n"
+        "from bridge_stg.cli.main import main\n"
         "try: main()\n"
         "finally: print({'torch', 'numpy', 'transformers', 'av', 'cv2'} & sys.modules.keys(), file=sys.stderr)"
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bridge_stg.modules import MultiLayerQueryCrossAttention
-from bridge_stg.ops import memory_hub
+from bridge_stg.ops.attend_memory import share_memory as memory_hub
 
 L, B, Q, M, C = 3, 2, 4, 9, 16
 PROCESSES = 2

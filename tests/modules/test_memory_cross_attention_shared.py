@@ -15,12 +15,14 @@ from torch.utils.checkpoint import checkpoint
 import bridge_stg
 from bridge_stg.modules import MemoryCrossAttention, MultiLayerQueryCrossAttention, SpatialDecoder, importance
 from bridge_stg.modules import memory_cross_attention as home
-from bridge_stg.ops import _head_products, memory_hub, projected_attention, share_memory
-from bridge_stg.ops.projected_attention import choose_library
+from bridge_stg.ops import projected_attention, share_memory
+from bridge_stg.ops.attend_memory import head_products as _head_products
+from bridge_stg.ops.attend_memory import share_memory as memory_hub
+from bridge_stg.ops.attend_memory.projected_attention import choose_library
 
 L, B, Q, M, C, H = 3, 2, 4, 9, 16, 4
 PATHS = ("absorbed", "projected")
-CHOICES = sys.modules["bridge_stg.ops.projected_attention"]
+CHOICES = sys.modules["bridge_stg.ops.attend_memory.projected_attention"]
 
 
 def stack(path: home.Path, **options) -> MultiLayerQueryCrossAttention:

@@ -21,7 +21,7 @@ from bridge_stg.ops import (
     score_tokens,
     share_memory,
 )
-from bridge_stg.ops._head_products import attend_heads, contract_heads, expand_heads
+from bridge_stg.ops.attend_memory.head_products import attend_heads, contract_heads, expand_heads
 
 X = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
 Q = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))

@@ -11,15 +11,15 @@ import torch
 
 pytest.importorskip("triton")
 
-from bridge_stg.triton_kernels import attend_memory as kernels
-from bridge_stg.triton_kernels.attend_memory_hub import HubLayer, hub_backward
+from bridge_stg.triton_kernels.attend_memory import forward as kernels
+from bridge_stg.triton_kernels.attend_memory.shared_backward import HubLayer, hub_backward
 
 from bridge_stg.ops import attend_memory
-from bridge_stg.ops._backends import choose_backend
+from bridge_stg.ops.core.backends import choose_backend
 
 from .aot import ARCHITECTURES, compile_variant, distinct, gate, record
 
-op = importlib.import_module("bridge_stg.ops.attend_memory")
+op = importlib.import_module("bridge_stg.ops.attend_memory.api")
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 EVERYTHING = ("position", "bias", "key_mask", "index", "window")

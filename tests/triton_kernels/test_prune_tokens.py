@@ -11,12 +11,13 @@ import torch
 
 pytest.importorskip("triton")
 
-from bridge_stg.triton_kernels import heuristics, tuning
-from bridge_stg.triton_kernels import prune_tokens as kernels
-from bridge_stg.triton_kernels.ranges import nvtx_range
+from bridge_stg.triton_kernels.common import configs as heuristics
+from bridge_stg.triton_kernels.common import tuning
+from bridge_stg.triton_kernels.common.nvtx import nvtx_range
+from bridge_stg.triton_kernels.prune_tokens import dense as kernels
 
 from bridge_stg.ops import prune_tokens
-from bridge_stg.ops._backends import choose_backend
+from bridge_stg.ops.core.backends import choose_backend
 
 from . import gpu
 from .aot import ARCHITECTURES, compile_variant, distinct, gate, record

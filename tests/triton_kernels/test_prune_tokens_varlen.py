@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from bridge_stg.triton_kernels import prune_tokens_varlen as kernels
+from bridge_stg.triton_kernels.prune_tokens import varlen as kernels
 
 from bridge_stg.ops import prune_tokens_varlen
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from bridge_stg.triton_kernels.attend_memory_tiles import split_keys
+from bridge_stg.triton_kernels.attend_memory.tiles import split_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from bridge_stg.triton_kernels.attend_memory_hub import HubLayer, hub_backward
+from bridge_stg.triton_kernels.attend_memory.shared_backward import HubLayer, hub_backward
 
-op = importlib.import_module("bridge_stg.ops.attend_memory")
+op = importlib.import_module("bridge_stg.ops.attend_memory.api")
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),

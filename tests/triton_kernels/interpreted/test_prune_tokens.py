@@ -9,9 +9,9 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from bridge_stg.triton_kernels import heuristics
-from bridge_stg.triton_kernels import prune_tokens as kernels
-from bridge_stg.triton_kernels.selection import load_keys
+from bridge_stg.triton_kernels.common import configs as heuristics
+from bridge_stg.triton_kernels.prune_tokens import dense as kernels
+from bridge_stg.triton_kernels.prune_tokens.selection import load_keys
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -1,0 +1,198 @@
+"""`bridge-stg evaluate`: score a model on a dataset, or a file of predictions against one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..distributed import own_device, rank_and_size
+from ..errors import BridgeSTGError, ConfigError
+from .console import (
+    Device,
+    Json,
+    Model,
+    advance,
+    echo_json,
+    given,
+    note,
+    path_option,
+    progress_bar,
+    read_settings,
+    show_table,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+_OF_A_MODEL = ("model", "split", "settings", "limit", "batch_size", "floors", "device")
+
+
+def evaluate(
+    context: typer.Context,
+    data: Annotated[
+        Path | None,
+        path_option("--data", "-d", help="Ground the samples of a folder with SPLIT.jsonl, or a JSONL file."),
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        path_option("--dataset", help="Score the file --predictions against this JSONL; needs no model and no video."),
+    ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="How to score: every_frame, tubedetr, stcat, hcstvg_official or ptd.")
+    ] = "every_frame",
+    model: Model = None,
+    split: Annotated[str, typer.Option(help="Which SPLIT.jsonl of the folder.")] = "test",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Switch of the model at inference, key=value, such as keep=1.0 or gate=false."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first samples.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1)] = 16,
+    predictions: Annotated[
+        Path | None,
+        path_option(
+            "--predictions",
+            help="Predictions, one JSON a line: read with --dataset; with --data written as they come, so that a run "
+            "resumes, and several processes (torchrun) share it.",
+        ),
+    ] = None,
+    floors: Annotated[bool, typer.Option(help="Add the trivial floors: best constant answer, random answer.")] = False,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a model or a file: m_tIoU, m_vIoU, vIoU@0.3, vIoU@0.5 and gt_vIoU per sentence type and tier."""
+    from ..evaluation import PROTOCOLS
+
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}.", param_hint="--protocol")
+    if (data is None) == (dataset is None):
+        raise typer.BadParameter("give one of both, and only one.", param_hint="--data, --dataset")
+    if dataset is not None:
+        if predictions is None:
+            raise typer.BadParameter("--dataset needs the file to score.", param_hint="--predictions")
+        if unused := given(context, *_OF_A_MODEL):
+            raise typer.BadParameter("it is for --data: --dataset scores a whole file as it is.", param_hint=unused[0])
+        _score_file(dataset, predictions, protocol, as_json)
+        return
+    assert data is not None
+    if data.is_file() and (unused := given(context, "split")):
+        raise typer.BadParameter("it is for a folder, and --data is a file.", param_hint=unused[0])
+    switches = _switches(settings)
+    report = _ground_and_score(
+        data, split, limit, model, switches, own_device(device), batch_size, predictions, protocol, floors
+    )
+    if report is None:
+        note("This process is done; the last one scores.")
+        return
+    for failure in report["failed"]:
+        note(f"{failure['id']}: {failure['reason']}")
+    _show(report, as_json)
+    if len(report["failed"]) == report["samples"]:
+        raise BridgeSTGError(f"None of the {report['samples']} samples could be grounded.")
+
+
+def _switches(pairs: list[str] | None) -> dict[str, Any]:
+    """Names and types are checked here, before the model is loaded; ranges by the model."""
+    from ..models import BridgeSTGConfig
+    from ..settings import check_fields, rules_of_arguments
+
+    fixed = {"backbone_config", "backbone_name", "backbone_fingerprint"}
+    return check_fields(read_settings(pairs), rules_of_arguments(BridgeSTGConfig, but=fixed), "--set")
+
+
+def _ground_and_score(
+    data: Path,
+    split: str,
+    limit: int | None,
+    model: str | None,
+    settings: dict[str, Any],
+    device: torch.device,
+    batch_size: int,
+    out: Path | None,
+    protocol: str,
+    floors: bool,
+) -> dict[str, Any] | None:
+    """The report, with `missing` and `failed`; None where another process makes it."""
+    from ..evaluation import PROTOCOLS, ConstantFloor, random_floor
+    from ..evaluation import evaluate as score
+    from ..inference.dataset import (
+        Failure,
+        find_samples,
+        ground_dataset,
+        ground_samples,
+        model_fingerprint,
+        samples_fingerprint,
+    )
+    from ..models import load_model
+    from ..models.loading import shipped_model
+
+    rank, world_size = rank_and_size()
+    if world_size > 1 and out is None:
+        raise ConfigError(f"{world_size} processes share an evaluation through a file: name it with --predictions.")
+    everything = find_samples(data, split)
+    samples = everything[:limit]
+    network = load_model(model, settings).to(device)
+    with progress_bar() as bar:
+        task = bar.add_task("grounding", total=len(samples))
+        if out is None:
+            results: list[Any] = []
+            for result in ground_samples(network, samples, batch_size=batch_size):
+                results.append(result)
+                advance(bar, task, len(results), len(samples))
+            found: list[Any] | None = results
+        else:
+            folder = shipped_model() if model is None else Path(model)
+            found = ground_dataset(
+                network,
+                samples,
+                out,
+                made_with={
+                    "model": model_fingerprint(folder),
+                    "settings": settings,
+                    "data": samples_fingerprint(everything),  # not of the first alone: --limit may grow
+                },
+                batch_size=batch_size,
+                rank=rank,
+                world_size=world_size,
+                progress=partial(advance, bar, task),
+            )
+    if found is None:
+        return None
+    failures = [result for result in found if isinstance(result, Failure)]
+    rule = PROTOCOLS[protocol]
+    scored = score(samples, [result for result in found if not isinstance(result, Failure)], rule)
+    report = dict(scored.summary)
+    report["samples"] = len(samples)
+    report["missing"] = list(scored.missing)
+    report["failed"] = [{"id": failure.id, "reason": failure.reason} for failure in failures]
+    if floors:
+        constant = ConstantFloor.fit(samples).predict(samples)
+        report["floors"] = {
+            "best constant": score(samples, constant, rule).summary,
+            "random": score(samples, random_floor(samples), rule).summary,
+        }
+    return report
+
+
+def _score_file(dataset: Path, predictions: Path, protocol: str, as_json: bool) -> None:
+    from ..evaluation import PROTOCOLS, score_files
+
+    report = score_files(dataset, predictions, PROTOCOLS[protocol])
+    for name, what in (("missing", "have no prediction and score 0"), ("left_out", "are left out by the protocol")):
+        if report[name]:
+            note(f"{len(report[name])} samples {what}.")
+    if report["unexpected"]:
+        note(f"{len(report['unexpected'])} predictions answer no sample of {dataset}.")
+    _show(report, as_json)
+
+
+def _show(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        echo_json(report)
+    else:
+        from .tables import metrics_table
+
+        show_table(metrics_table(report))

@@ -1,0 +1,1 @@
+"""`attend_memory` and `share_memory`."""

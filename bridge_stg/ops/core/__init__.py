@@ -1,0 +1,1 @@
+"""What all ops share: checks, backends, registration, the compiled libraries, Triton."""

@@ -1,0 +1,85 @@
+"""Where the ops meet `torch.library`: one helper that defines, implements, fakes and autocasts an op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from .backends import find_backend
+from .modes import refuse_transforms
+
+NAMESPACE = "bridge_stg"
+LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+_DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+_AUTOCAST_KEYS = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def define_op(
+    name: str,
+    schema: str,
+    fake: Callable[..., Any],
+    *,
+    backend_of: str | None = None,
+    autocast_cast: tuple[int, ...] = (),
+) -> OpOverload:
+    """Define `bridge_stg::<name><schema>` and return its default overload.
+
+    The schema's last argument is `str backend`; it picks the kernel in the backend table. Under autocast the
+    op runs with autocast disabled, so that a kernel's own matmuls keep the precision it asks for.
+
+    Args:
+        backend_of: for a backward op, the op whose table entry holds it as `backward`.
+        autocast_cast: positions of the tensor arguments that autocast converts to its dtype (float64 excepted).
+    """
+
+    def kernel(*args: Any) -> Any:
+        refuse_transforms(backend_of or name, *(x for x in args if isinstance(x, Tensor)))
+        if backend_of is None:
+            return find_backend(name, args[-1]).forward(*args[:-1])
+        backward = find_backend(backend_of, args[-1]).backward
+        assert backward is not None, f"{backend_of} registered backend {args[-1]!r} without a backward"
+        return backward(*args[:-1])
+
+    LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+    for key in _DEVICES.values():
+        LIBRARY.impl(name, kernel, key)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
+    op: OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    for device, key in _DEVICES.items():
+        LIBRARY.impl(name, _autocast_kernel(op, device, autocast_cast), f"Autocast{key}", with_keyset=True)
+    return op
+
+
+def _autocast_kernel(op: OpOverload, device: str, cast: tuple[int, ...]) -> Callable[..., Any]:
+    def kernel(_keyset: Any, *args: Any) -> Any:
+        values = list(args)
+        dtype = torch.get_autocast_dtype(device)
+        for position in cast:
+            value = values[position]
+            if value is not None and value.is_floating_point() and value.dtype != torch.float64:
+                values[position] = value.to(dtype)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST_KEYS):
+            return op(*values)
+
+    return kernel
+
+
+def differentiate(op: OpOverload, backward: Callable[..., Any], setup_context: Callable[..., None]) -> None:
+    """Register the gradient formula of `op`."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def refuse_gradient(op: OpOverload, reason: str) -> None:
+    """Make a backward pass through `op` raise with `reason`, in place of a silently wrong gradient."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(reason)
+
+    torch.library.register_autograd(op, backward, lib=LIBRARY)

@@ -1,0 +1,1 @@
+"""`patchify_frames` and `patchify_videos`."""

@@ -1,0 +1,1 @@
+"""`prune_tokens` and `prune_tokens_varlen`."""

@@ -1,0 +1,1 @@
+"""What a training run sees: items, batches, streams."""

@@ -1,0 +1,1 @@
+"""Kernels and launchers of `attend_memory`."""

@@ -1,0 +1,267 @@
+"""`attend_memory` in Triton: the forward over splits of the keys, the attention mass, and their launchers.
+
+One program holds a tile of packed rows (heads x queries) and reads its part of the keys once, as keys and as values.
+Parts are merged by their log-sum-exp in a fixed order. Nothing is stashed for the backward, which takes the
+probabilities again from `lse`.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..common.configs import multiprocessors
+from ..common.nvtx import nvtx_range
+from .backward import query_gradients, row_delta
+from .merge import merge_splits, sum_places
+from .shared_backward import HubLayer, memory_gradients
+from .tiles import (
+    LN2,
+    LOG2E,
+    SIDES,
+    SIZES,
+    find_keys,
+    forward_tile,
+    is_plain,
+    key_arguments,
+    key_range,
+    load_keys,
+    load_rows,
+    load_windows,
+    loop_bound,
+    mass_tile,
+    padded_width,
+    split_keys,
+    widened,
+)
+
+
+@triton.jit(do_not_specialize=SIZES + SIDES)
+def attend_memory_forward(
+    out, lse, query, memory, position, bias, key_mask, index, window,
+    memory_b, memory_m, memory_c, position_b, position_m, position_c,
+    bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
+    scale, M, R, K, splits, split_size,
+    WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One row tile over one split: out [B, splits, R, C] and lse [B, splits, R] of that part.
+
+    query [B, R, C] is contiguous. With BLOCK_D < BLOCK_C the second grid axis walks over columns of the output, and
+    the scores are summed over chunks of BLOCK_D columns.
+    """
+    row_tiles = tl.cdiv(R, BLOCK_R)
+    tile = tl.program_id(0)
+    part = tile // row_tiles
+    batch = (part // splits).to(tl.int64)
+    row = tile % row_tiles * BLOCK_R + tl.arange(0, BLOCK_R)
+    column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    first = part % splits * split_size
+    last = tl.minimum(first + split_size, K)
+    if window is not None:
+        start, end = load_windows(window, batch, row, window_b, window_r, window_e, R, K)
+        first, last = key_range(start, end, first, last, BLOCK_K)
+    if BLOCK_D == BLOCK_C:
+        rows = load_rows(query, batch, row, row < R, R.to(tl.int64) * WIDTH, WIDTH, 1, column, WIDTH)
+    peak = tl.full([BLOCK_R], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    mean = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
+    for begin in range(loop_bound(first), loop_bound(last), BLOCK_K):
+        place = begin + tl.arange(0, BLOCK_K)
+        key, seen = find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M, K)
+        if BLOCK_D == BLOCK_C:
+            value, keys = load_keys(
+                memory, position, batch, key, seen, column,
+                memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
+            )  # fmt: skip
+            score = tl.dot(rows, tl.trans(keys), input_precision="ieee")  # [BLOCK_R, BLOCK_K]
+        else:
+            score = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
+            for chunk in range(0, BLOCK_C, BLOCK_D):
+                some = chunk + tl.arange(0, BLOCK_D)
+                rows = load_rows(query, batch, row, row < R, R.to(tl.int64) * WIDTH, WIDTH, 1, some, WIDTH)
+                value, keys = load_keys(
+                    memory, position, batch, key, seen, some,
+                    memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
+                )  # fmt: skip
+                score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
+            value = load_rows(memory, batch, key, seen, memory_b, memory_m, memory_c, column, WIDTH)
+        score *= scale * LOG2E
+        if bias is not None:
+            extra = tl.load(bias + batch * bias_b + key * bias_m, mask=seen, other=0.0).to(tl.float32)
+            score += (extra * LOG2E)[None, :]
+        visible = seen[None, :]
+        if window is not None:
+            visible &= (place[None, :] >= start[:, None]) & (place[None, :] < end[:, None])
+        score = tl.where(visible, score, float("-inf"))
+        higher = tl.maximum(peak, tl.max(score, axis=1))
+        shift = tl.where(higher == float("-inf"), 0.0, higher)
+        weight = tl.math.exp2(score - shift[:, None])
+        fade = tl.math.exp2(peak - shift)
+        total = total * fade + tl.sum(weight, axis=1)
+        mean = tl.dot(weight.to(value.dtype), value, mean * fade[:, None], input_precision="ieee")
+        peak = higher
+    blind = total == 0.0
+    mean = mean / tl.where(blind, 1.0, total)[:, None]
+    place = part.to(tl.int64) * R + row
+    mask = (row < R)[:, None] & (column < WIDTH)[None, :]
+    tl.store(out + place[:, None] * WIDTH + column[None, :], mean.to(out.dtype.element_ty), mask=mask)
+    level = tl.where(blind, float("-inf"), (peak + tl.math.log2(tl.where(blind, 1.0, total))) * LN2)
+    tl.store(lse + place, level, mask=(row < R) & (tl.program_id(1) == 0))
+
+
+@triton.jit(do_not_specialize=["M", "R", "K", *SIDES])
+def attend_memory_mass(
+    mass, query, lse, memory, position, bias, key_mask, index, window,
+    memory_b, memory_m, memory_c, position_b, position_m, position_c,
+    bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
+    scale, M, R, K,
+    WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One key tile over all rows: mass [B, K], the sum of the probabilities of each key."""
+    key_tiles = tl.cdiv(K, BLOCK_K)
+    batch = (tl.program_id(0) // key_tiles).to(tl.int64)
+    place = tl.program_id(0) % key_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
+    key, seen = find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M, K)
+    if bias is not None:
+        extra = tl.load(bias + batch * bias_b + key * bias_m, mask=seen, other=0.0).to(tl.float32) * LOG2E
+    total = tl.zeros([BLOCK_K], tl.float32)
+    for begin in range(0, loop_bound(R), BLOCK_R):
+        row = begin + tl.arange(0, BLOCK_R)
+        score = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
+        for chunk in range(0, BLOCK_C, BLOCK_D):
+            column = chunk + tl.arange(0, BLOCK_D)
+            rows = load_rows(query, batch, row, row < R, R.to(tl.int64) * WIDTH, WIDTH, 1, column, WIDTH)
+            _, keys = load_keys(
+                memory, position, batch, key, seen, column,
+                memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
+            )  # fmt: skip
+            score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
+        score *= scale * LOG2E
+        if bias is not None:
+            score += extra[None, :]
+        visible = seen[None, :]
+        if window is not None:
+            start, end = load_windows(window, batch, row, window_b, window_r, window_e, R, K)
+            visible &= (place[None, :] >= start[:, None]) & (place[None, :] < end[:, None])
+        level = tl.load(lse + batch * R + row, mask=row < R, other=float("inf"))
+        level = tl.where(level == float("-inf"), float("inf"), level * LOG2E)  # a blind row weighs nothing
+        total += tl.sum(tl.where(visible, tl.math.exp2(score - level[:, None]), 0.0), axis=0)
+    tl.store(mass + batch * K + place, total, mask=place < K)
+
+
+@nvtx_range("bridge_stg.attend_memory")
+def forward(
+    query: Tensor,
+    memory: Tensor,
+    position: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    index: Tensor | None,
+    window: Tensor | None,
+    scale: float,
+    return_mass: bool,
+    stash: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(out [B, R, C], lse [B, R] float32, mass [B, M] float32 or empty, an empty tensor): nothing is stashed.
+
+    A query that is not contiguous is copied; memory and position are read by their strides.
+    """
+    if (wide := widened(query, memory, position)) is not None:
+        out, lse, mass, none = forward(
+            wide[0], wide[1], wide[2], bias, key_mask, index, window, scale, return_mass, stash
+        )
+        return out.to(query.dtype), lse, mass, none
+    batch, rows, width = query.shape
+    keys = memory.shape[1] if index is None else index.shape[1]
+    query = query.contiguous()
+    out = torch.empty_like(query)
+    lse = query.new_empty((batch, rows), dtype=torch.float32)
+    empty = lse.new_empty(0)
+    mass = lse.new_zeros((batch, memory.shape[1])) if return_mass else empty
+    if query.numel() == 0:
+        return out, lse.fill_(-torch.inf), mass, empty
+    tensors, strides = key_arguments(memory, position, bias, key_mask, index, window)
+    tile = forward_tile(rows, width, query.element_size(), is_plain(position, index, window))
+    row_tiles, padded = triton.cdiv(rows, tile.rows), padded_width(width)
+    with torch.cuda.device_of(query):
+        chunks = padded // tile.columns
+        programs = batch * row_tiles * chunks
+        splits, size = split_keys(programs, keys, tile.keys, multiprocessors(query.device))
+        parts, part_lse = out, lse
+        if splits > 1:
+            parts = lse.new_empty((batch, splits, rows, width))
+            part_lse = lse.new_empty((batch, splits, rows))
+        attend_memory_forward[batch * splits * row_tiles, chunks](
+            parts, part_lse, query, *tensors, *strides, scale, memory.shape[1], rows, keys, splits, size,
+            WIDTH=width, BLOCK_C=padded, **tile.options(),
+        )  # fmt: skip
+        if splits > 1:
+            merge_splits(out, lse, parts, part_lse)
+        if return_mass and keys:
+            mass = _mass(query, lse, memory, index, tensors, strides, scale)
+    return out, lse, mass, empty
+
+
+def _mass(
+    query: Tensor,
+    lse: Tensor,
+    memory: Tensor,
+    index: Tensor | None,
+    tensors: tuple[Tensor | None, ...],
+    strides: tuple[int, ...],
+    scale: float,
+) -> Tensor:
+    batch, rows, width = query.shape
+    keys = memory.shape[1] if index is None else index.shape[1]
+    mass = lse.new_empty((batch, keys))
+    tile = mass_tile(width, query.element_size())
+    attend_memory_mass[(batch * triton.cdiv(keys, tile.keys),)](
+        mass, query, lse, *tensors, *strides, scale, memory.shape[1], rows, keys,
+        WIDTH=width, BLOCK_C=padded_width(width), **tile.options(),
+    )  # fmt: skip
+    return mass if index is None else sum_places(mass[:, :, None], index, memory.shape[1], mass.dtype)[:, :, 0]
+
+
+@nvtx_range("bridge_stg.attend_memory_backward")
+def backward(
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    memory: Tensor,
+    position: Tensor | None,
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    index: Tensor | None,
+    window: Tensor | None,
+    lse: Tensor,
+    saved: Tensor,
+    scale: float,
+    need_query: bool,
+    need_memory: bool,
+    need_position: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of query, memory, position and bias; an empty tensor for one that is not needed.
+
+    Args:
+        saved: out [B, R, C] of the forward; where it is empty, the forward runs again.
+    """
+    if saved.dim() != 3:
+        saved = forward(query, memory, position, bias, key_mask, index, window, scale, False, False)[0]
+    query = query.contiguous()
+    d_out = torch.zeros_like(query) if grad_out is None else grad_out.contiguous()
+    d_query = d_memory = d_position = d_bias = query.new_empty(0)
+    with torch.cuda.device_of(query):
+        delta = row_delta(d_out, saved, grad_lse)
+        if need_query or need_bias:
+            d_query, d_bias = query_gradients(
+                query, d_out, lse, delta, memory, position, bias, key_mask, index, window, scale, need_bias
+            )
+        if need_memory or need_position:
+            layer = HubLayer(query, d_out, lse, delta, bias, key_mask, scale)
+            d_memory, offset = memory_gradients([layer], memory, position, index, window, need_position)
+            d_position = d_position if offset is None else offset
+    empty = query.new_empty(0)
+    return d_query if need_query else empty, d_memory if need_memory else empty, d_position, d_bias

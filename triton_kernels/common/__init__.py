@@ -1,0 +1,1 @@
+"""What all kernels share: configurations, tuning, NVTX ranges."""
