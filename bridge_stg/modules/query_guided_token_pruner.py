@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ..ops import prune_tokens, score_tokens
 from ..ops.core.checks import BOOLEAN, FLOATING, Expect, check_choice, check_integer, check_number, check_tensors
 from ..ops.core.modes import without_autocast
-from ..ops.prune_tokens.api import Reduce, Scoring, gather_rows
-from ..ops.prune_tokens.scoring import REDUCES, SCORINGS, inverse_norm, row_magnitude, score_dtype
+from ..ops.prune_tokens.reference import gather_rows
+from ..ops.prune_tokens.scoring import REDUCES, SCORINGS, Reduce, Scoring, inverse_norm, row_magnitude, score_dtype
 from ._linear import check_like_weight, input_dtype, weight_obstacle
 
 Gate = Literal["soft", "straight_through"]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bridge_stg.ops import prune_tokens, score_tokens
-from bridge_stg.ops.prune_tokens.api import reference, select_tokens
+from bridge_stg.ops.prune_tokens.reference import reference, select_tokens
 
 OPTIONS = list(product(("dot", "cosine"), ("max", "mean", "logsumexp")))
 
