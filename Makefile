@@ -14,7 +14,7 @@ DESCRIPTION := pyproject.toml setup.py CMakeLists.txt $(CONSTRAINTS) $(shell fin
 BUILD_TOOLS := 'cmake>=3.25' 'ninja>=1.11' 'pybind11>=2.13' 'setuptools>=77' 'torch>=2.11'
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-native test-other-torch test-extras test-oldest checkstyle clean
+.PHONY: help install demo test test-native test-other-torch test-extras test-oldest docs checkstyle clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 20
@@ -57,7 +57,10 @@ test-native: $(VENV)/.installed-dev  ## C++ unit tests and the CPU ops under Add
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build $(SANITIZED)
 	$(BIN)/ctest --test-dir $(SANITIZED) --output-on-failure
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  BRIDGE_STG_LIBRARY_FOLDER=$(abspath $(SANITIZED)) $(BIN)/python -m pytest tests/ops/test_*_native.py
+	  BRIDGE_STG_LIBRARY_FOLDER=$(abspath $(SANITIZED)) $(BIN)/python -m pytest tests/ops/*/test_*_native.py
+
+docs: $(VENV)-docs/.installed  ## the documentation as a site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --quiet --strict
 
 checkstyle: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -65,7 +68,7 @@ checkstyle: $(VENV)/.installed-dev  ## ruff and mypy
 	$(BIN)/mypy
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) $(VENV)-other $(VENV)-extras $(VENV)-oldest build bridge_stg/lib bridge_stg/*.so dist *.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-other $(VENV)-docs $(VENV)-extras $(VENV)-oldest build bridge_stg/lib bridge_stg/*.so dist *.egg-info $(OUT) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -81,6 +84,11 @@ $(VENV)/.installed-dev: $(DESCRIPTION) | $(BIN)/python
 	$(PIP) $(BUILD_TOOLS)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)-docs/.installed: mkdocs.yml
+	$(PYTHON) -m venv $(VENV)-docs
+	$(VENV)-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27'
+	@touch $@
 
 $(VENV)-other/.installed: | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)-other
