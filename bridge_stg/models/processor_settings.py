@@ -20,7 +20,8 @@ _TEXT = Rule(str)
 # Of `BridgeSTGProcessor`, by the names of its constructor's arguments.
 PROCESSOR_RULES: dict[str, Rule] = {
     **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), _SIZE),
-    **dict.fromkeys(("min_pixels", "max_pixels", "max_frames", "bridge_tokens"), _SIZE),
+    **dict.fromkeys(("min_pixels", "max_pixels", "max_frames"), _SIZE),
+    "bridge_tokens": Rule(int, least=0, most=_MOST),  # the coupled baseline has none
     "image_mean": Rule(list, each=Rule(float), length=3),
     "image_std": Rule(list, each=Rule(float, above=0), length=3),
     "fps": Rule(float, above=0),

@@ -326,7 +326,7 @@ def test_bad_sentences_models_and_folders(model, clip, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "config.json").write_text("{")
-    assert_one_sentence(run("ground", clip, "red", "--model", broken), 1, "cannot be loaded")
+    assert_one_sentence(run("ground", clip, "red", "--model", broken), 1, "config.json cannot be read")
     file = _write(tmp_path / "file", b"")
     assert_one_sentence(run("ground", clip, "red", "--model", model, "--out", file / "out"), 1, "not a writable folder")
     assert_one_sentence(run("ground", clip), 2)

@@ -30,7 +30,7 @@ WRONG = [
     ("max_frames", "24", "max_frames must be an integer >= 1"),
     ("max_pixels", 10**4000, "max_pixels must be an integer >= 1"),
     ("min_pixels", [], "min_pixels must be an integer >= 1"),
-    ("bridge_tokens", 0, "bridge_tokens must be an integer >= 1"),
+    ("bridge_tokens", -1, "bridge_tokens must be an integer >= 0"),
     ("image_mean", 0.5, "image_mean must be a list of 3 values, each a number, got 0.5"),
     ("image_mean", [0.5, 0.5], "image_mean must be a list of 3 values"),
     ("image_mean", [0.5, float("inf"), 0.5], "image_mean[1] must be a number, got inf"),

@@ -179,7 +179,7 @@ def forward(
     out = torch.empty_like(query)
     lse = query.new_empty((batch, rows), dtype=torch.float32)
     empty = lse.new_empty(0)
-    mass = lse.new_zeros((batch, memory.shape[1])) if return_mass else empty
+    mass = lse.new_zeros((batch, memory.shape[1])) if return_mass else lse.new_empty(0)  # no two outputs may be one tensor
     if query.numel() == 0:
         return out, lse.fill_(-torch.inf), mass, empty
     tensors, strides = key_arguments(memory, position, bias, key_mask, index, window)
@@ -252,7 +252,7 @@ def backward(
         saved = forward(query, memory, position, bias, key_mask, index, window, scale, False, False)[0]
     query = query.contiguous()
     d_out = torch.zeros_like(query) if grad_out is None else grad_out.contiguous()
-    d_query = d_memory = d_position = d_bias = query.new_empty(0)
+    d_query, d_memory, d_position, d_bias = (query.new_empty(0) for _ in range(4))
     with torch.cuda.device_of(query):
         delta = row_delta(d_out, saved, grad_lse)
         if need_query or need_bias:
@@ -263,5 +263,5 @@ def backward(
             layer = HubLayer(query, d_out, lse, delta, bias, key_mask, scale)
             d_memory, offset = memory_gradients([layer], memory, position, index, window, need_position)
             d_position = d_position if offset is None else offset
-    empty = query.new_empty(0)
-    return d_query if need_query else empty, d_memory if need_memory else empty, d_position, d_bias
+    d_query = d_query if need_query else query.new_empty(0)
+    return d_query, d_memory if need_memory else query.new_empty(0), d_position, d_bias

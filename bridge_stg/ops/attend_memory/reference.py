@@ -156,12 +156,10 @@ def reference_backward(
         probability, _ = softmax_and_lse(score, keys.visible is not None or keys.bias is not None)
     d_out = None if grad_out is None else grad_out.to(dtype)
     d_score = score_gradient(d_out, grad_lse, keys, lse, probability)
-    empty = query.new_empty(0)
     zero = d_score.new_zeros(())
-    d_query = empty
+    d_query, d_memory, d_position, d_bias = (query.new_empty(0) for _ in range(4))  # no two may be one tensor
     if need_query:
         d_query = torch.baddbmm(zero, d_score, keys.key, beta=0, alpha=scale).to(query.dtype)
-    d_memory = d_position = d_bias = empty
     if need_memory or need_position:
         d_key = torch.baddbmm(zero, d_score.transpose(1, 2), wide, beta=0, alpha=scale)
         if need_position:
