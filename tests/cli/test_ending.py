@@ -14,7 +14,7 @@ import os, signal, sys, time
 from pathlib import Path
 import typer
 from bridge_stg.cli import ending
-from bridge_stg.console import echo
+from bridge_stg.cli.console import echo
 from bridge_stg.errors import SampleError
 from bridge_stg.files import atomic_path
 

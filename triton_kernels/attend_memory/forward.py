@@ -179,7 +179,9 @@ def forward(
     out = torch.empty_like(query)
     lse = query.new_empty((batch, rows), dtype=torch.float32)
     empty = lse.new_empty(0)
-    mass = lse.new_zeros((batch, memory.shape[1])) if return_mass else lse.new_empty(0)  # no two outputs may be one tensor
+    mass = (
+        lse.new_zeros((batch, memory.shape[1])) if return_mass else lse.new_empty(0)
+    )  # no two outputs may be one tensor
     if query.numel() == 0:
         return out, lse.fill_(-torch.inf), mass, empty
     tensors, strides = key_arguments(memory, position, bias, key_mask, index, window)
