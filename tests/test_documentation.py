@@ -26,3 +26,17 @@ def test_every_public_name_is_in_the_api_reference(room):
 def test_every_example_has_a_tutorial():
     pages = "".join(path.read_text() for path in (DOCS / "tutorials").glob("*.md"))
     assert all(f"examples/{path.name}" in pages for path in (ROOT / "examples").glob("*.py"))
+
+
+FOLDERS = "bridge_stg|triton_kernels|csrc|benchmarks|tests|examples|docs|" + "|".join(ROOMS) + "|cli"
+NAMED_FILE = re.compile(rf"`((?:{FOLDERS})/[\w./-]*\.(?:py|md|cpp|h|cu|cuh|sh|yaml|json|svg))`")
+
+
+def test_files_that_pages_name_exist():
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+    named = {(page.name, file) for page in pages for file in NAMED_FILE.findall(page.read_text())}
+    assert len(named) > 20
+    missing = {
+        (page, file) for page, file in named if not any((top / file).is_file() for top in (ROOT, ROOT / "bridge_stg"))
+    }
+    assert not missing
