@@ -18,9 +18,16 @@ def test_every_page_is_in_the_menu_once():
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_public_name_is_in_the_api_reference(room):
-    described = re.findall(r"^::: [\w.]*\.(\w+)$", (DOCS / "api" / f"{room}.md").read_text(), re.MULTILINE)
+    paths = re.findall(r"^::: ([\w.]+)$", (DOCS / "api" / f"{room}.md").read_text(), re.MULTILINE)
+    described = [path.rpartition(".")[2] for path in paths]
     assert not set(import_module(f"bridge_stg.{room}").__all__) - set(described)
     assert len(described) == len(set(described))
+    # A module of the same name would be described in place of the function.
+    assert not [path for path in paths if module_exists(ROOT / path.replace(".", "/"))]
+
+
+def module_exists(path):
+    return path.is_dir() or path.with_suffix(".py").is_file()
 
 
 def test_every_example_has_a_tutorial():
