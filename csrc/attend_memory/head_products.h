@@ -1,7 +1,7 @@
 // The products of each head with its part of a projection, between vectors of head_dim numbers and of width numbers.
 #pragma once
 
-#include "attend_memory/attend.h"
+#include "attend_memory/attend_memory_cpu.h"
 
 namespace bridge_stg {
 

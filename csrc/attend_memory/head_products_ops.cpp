@@ -1,6 +1,6 @@
 // The products of heads as ops. All tensors are float32 and contiguous.
 #include "attend_memory/head_products.h"
-#include "attend_memory/tensors.h"
+#include "common/tensor_views.h"
 
 namespace bridge_stg {
 namespace {

@@ -1,5 +1,5 @@
 #include "common/simd_avx512.h"
-#include "attend_memory/kernels_body.h"
+#include "attend_memory/kernels-inl.h"
 
 namespace bridge_stg {
 

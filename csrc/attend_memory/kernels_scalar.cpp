@@ -1,5 +1,5 @@
 #include "common/simd_scalar.h"
-#include "attend_memory/kernels_body.h"
+#include "attend_memory/kernels-inl.h"
 
 namespace bridge_stg {
 

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "attend_memory/attend.h"
+#include "attend_memory/attend_memory_cpu.h"
 
 namespace bridge_stg {
 

@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include "patchify_frames/arguments.h"
-#include "patchify_frames/patchify_kernel.cuh"
+#include "patchify_frames/patchify_frames.cuh"
 #include "patchify_frames/tile_plan.h"
 
 namespace bridge_stg {

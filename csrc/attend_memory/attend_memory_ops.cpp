@@ -2,7 +2,7 @@
 #include <tuple>
 
 #include "attend_memory/head_products.h"
-#include "attend_memory/tensors.h"
+#include "common/tensor_views.h"
 #include "common/huge_pages.h"
 
 namespace bridge_stg {

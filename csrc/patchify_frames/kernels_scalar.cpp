@@ -1,7 +1,7 @@
 // Rows of pixels without SIMD, and the plans of the vector levels.
 #include <algorithm>
 
-#include "patchify_frames/row_kernels.h"
+#include "patchify_frames/kernels.h"
 
 namespace bridge_stg {
 namespace {

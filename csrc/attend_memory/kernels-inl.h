@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attend_memory/kernels.h"
-#include "attend_memory/product_body.h"
+#include "attend_memory/product-inl.h"
 #include "common/simd_math.h"
 
 namespace bridge_stg {

@@ -6,8 +6,8 @@
 
 #include <cstdint>
 
-#include "common/work_queue.h"
-#include "prune_tokens/row_kernels.h"
+#include "common/parallel.h"
+#include "prune_tokens/kernels.h"
 
 namespace bridge_stg {
 

@@ -2,7 +2,7 @@
 // inline function of a shared header, emitted here, could be what other files are linked to.
 #include <immintrin.h>
 
-#include "patchify_frames/row_kernels.h"
+#include "patchify_frames/kernels.h"
 
 namespace bridge_stg {
 namespace {

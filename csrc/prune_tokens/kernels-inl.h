@@ -1,9 +1,9 @@
-// The kernels of row_kernels.h over the vectors of whichever simd_*.h was included before. Internal linkage
+// The kernels of kernels.h over the vectors of whichever simd_*.h was included before. Internal linkage
 // throughout, and no standard library, as said in simd_scalar.h.
 #pragma once
 
 #include "common/simd_math.h"
-#include "prune_tokens/row_kernels.h"
+#include "prune_tokens/kernels.h"
 
 namespace bridge_stg {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "common/huge_pages.h"
 #include "patchify_frames/arguments.h"
-#include "patchify_frames/patchify_rows.h"
+#include "patchify_frames/patchify_frames_cpu.h"
 
 namespace bridge_stg {
 namespace {

@@ -7,9 +7,9 @@
 #include <utility>
 #include <vector>
 
-#include "patchify_frames/index_map.h"
+#include "patchify_frames/patch_layout.h"
 #include "patchify_frames/normalization.h"
-#include "patchify_frames/row_kernels.h"
+#include "patchify_frames/kernels.h"
 
 namespace bridge_stg {
 

@@ -1,4 +1,4 @@
-#include "prune_tokens/prune.h"
+#include "prune_tokens/prune_tokens_cpu.h"
 
 #include <algorithm>
 #include <cmath>

@@ -8,7 +8,7 @@
 #include <random>
 #include <vector>
 
-#include "prune_tokens/prune.h"
+#include "prune_tokens/prune_tokens_cpu.h"
 #include "prune_tokens/select.h"
 
 namespace bridge_stg {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "common/half.h"
-#include "patchify_frames/patchify_rows.h"
+#include "patchify_frames/patchify_frames_cpu.h"
 #include "patchify_frames/tile_plan.h"
 
 namespace bridge_stg {

@@ -7,7 +7,7 @@
 #include <tuple>
 
 #include "common/huge_pages.h"
-#include "prune_tokens/prune.h"
+#include "prune_tokens/prune_tokens_cpu.h"
 
 namespace bridge_stg {
 namespace {

@@ -1,4 +1,4 @@
-#include "attend_memory/attend.h"
+#include "attend_memory/attend_memory_cpu.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,5 +1,5 @@
 #include "common/simd_avx512.h"
-#include "prune_tokens/row_kernels_body.h"
+#include "prune_tokens/kernels-inl.h"
 
 namespace bridge_stg {
 

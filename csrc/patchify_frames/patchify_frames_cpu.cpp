@@ -1,4 +1,4 @@
-#include "patchify_frames/patchify_rows.h"
+#include "patchify_frames/patchify_frames_cpu.h"
 
 #include <algorithm>
 #include <cstring>

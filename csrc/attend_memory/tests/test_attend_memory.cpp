@@ -1,6 +1,6 @@
 // Unit tests of attend_memory, run by ctest: products, exponentials, attention against plain loops in double, at every
 // SIMD level.
-#include "attend_memory/attend.h"
+#include "attend_memory/attend_memory_cpu.h"
 
 #include <cmath>
 #include <cstdio>
