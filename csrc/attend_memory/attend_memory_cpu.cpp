@@ -10,41 +10,36 @@ namespace bridge_stg {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-// Floats of a tile of query rows, of which there are two (the rows, and what they sum up), and of a block of keys:
-// together they fit a cache of 1 MiB.
+// Floats of a tile of query rows and of a block of keys. Two tiles (the rows and their outputs) and a block together
+// fit a cache of 1 MiB.
 constexpr int64_t kTileFloats = 65536, kBlockFloats = 65536;
 constexpr int64_t kLeastTile = 32, kLeastBlock = 32, kMostBlock = 128;
-// Columns of the memory's gradient that a unit owns.
+// Columns of the memory's gradient that one unit computes.
 constexpr int64_t kSlice = 128;
-// Units that many threads find work in, and keys below which a unit is not worth the sum at the end.
+// Units that are enough for many threads, and the fewest keys of a unit for which the sum over units is worth its time.
 constexpr int64_t kUnits = 32, kLeastSplit = 1024;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t block_of(int64_t width) {
   const int64_t fits = kBlockFloats / std::max<int64_t>(width, 1) / kLeastBlock * kLeastBlock;
   return std::clamp(fits, kLeastBlock, kMostBlock);
 }
 
-// Rows of a matrix of `columns` columns, side by side in memory, without places that share a cache line set.
+// The stride of a matrix of `columns` columns. Wide rows get a gap, so that one column of all rows does not fall into
+// the same cache set.
 int64_t spread(int64_t columns) { return columns >= 64 ? columns + kColumns : columns; }
-
-std::unique_ptr<float[]> floats(int64_t count) {
-  return std::unique_ptr<float[]>(new float[static_cast<size_t>(count)]);
-}
 
 void clear(float* data, int64_t count) { std::memset(data, 0, static_cast<size_t>(count) * sizeof(float)); }
 
 }  // namespace
 
-// What units leave for each other, by clip and split: peaks and totals of the rows, and sums where there are several
-// splits; by clip and block, the peaks that a stashed block was taken with.
+// Intermediate results of the units: for each clip and split the peaks and totals of the rows, and their sums where
+// there are several splits; for each clip and block the peaks that the exponentials of a stashed block were taken with.
 struct Attention::Partial {
   std::unique_ptr<float[]> peak, total, sum, block_peak;
 };
 
-Attention::Attention(const Memory& memory, int64_t rows, const AttendKernels& kernels, const Parallel& parallel)
-    : memory_(memory), kernels_(kernels), parallel_(parallel), rows_(rows), columns_(stash_columns(rows)) {
+Attention::Attention(const Memory& memory, int64_t rows, const AttendKernels& kernels, const Workers& workers)
+    : memory_(memory), kernels_(kernels), workers_(workers), rows_(rows), columns_(stash_columns(rows)) {
   const int64_t fits = kTileFloats / std::max<int64_t>(memory.width, 1) / kLeastTile * kLeastTile;
   const int64_t most = std::max(fits, kLeastTile);
   tiles_ = std::max<int64_t>(ceil_div(columns_, most), 1);
@@ -71,9 +66,7 @@ Attention::Unit Attention::unit(int64_t number) const {
 }
 
 void Attention::for_units(const std::function<void(const Unit&)>& task) const {
-  parallel_(units(), [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) task(unit(i));
-  });
+  for_each_item(workers_, units(), [&](int64_t i, int64_t) { task(unit(i)); });
 }
 
 void Attention::forward(const Forward& call) const {
@@ -83,27 +76,23 @@ void Attention::forward(const Forward& call) const {
     return;
   }
   Partial partial;
-  partial.peak = floats(clips * splits_ * columns_);
-  partial.total = floats(clips * splits_ * columns_);
-  if (splits_ > 1) partial.sum = floats(clips * splits_ * rows_ * memory_.width);
-  if (call.stash != nullptr) partial.block_peak = floats(clips * blocks_ * columns_);
+  partial.peak = new_floats(clips * splits_ * columns_);
+  partial.total = new_floats(clips * splits_ * columns_);
+  if (splits_ > 1) partial.sum = new_floats(clips * splits_ * rows_ * memory_.width);
+  if (call.stash != nullptr) partial.block_peak = new_floats(clips * blocks_ * columns_);
   for_units([&](const Unit& unit) { attend_unit(call, unit, partial); });
   if (splits_ > 1) {
-    parallel_(clips * rows_, [&](int64_t first, int64_t last) {
-      for (int64_t i = first; i < last; ++i) merge_row(call, partial, i / rows_, i % rows_);
-    });
+    for_each_item(workers_, clips * rows_, [&](int64_t i, int64_t) { merge_row(call, partial, i / rows_, i % rows_); });
   }
-  const bool normalized = splits_ == 1 && tiles_ == 1;  // by the unit itself, while the block is near
-  if (call.stash == nullptr || (normalized && call.mass == nullptr)) return;
-  parallel_(clips * blocks_, [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t clip = i / blocks_, block = i % blocks_;
-      if (!normalized) normalize_block(call, partial, clip, block);
-      if (call.mass == nullptr) continue;
-      const int64_t key = block * block_, count = std::min(block_, memory_.keys - key);
-      const Block p{call.stash + (clip * memory_.keys + key) * columns_, count, columns_, columns_};
-      kernels_.row_sums(p, rows_, call.mass + clip * memory_.keys + key);
-    }
+  // A unit that is a whole clip has normalized its blocks itself, while they were in the cache.
+  if (call.stash == nullptr || (whole_clips() && call.mass == nullptr)) return;
+  for_each_item(workers_, clips * blocks_, [&](int64_t i, int64_t) {
+    const int64_t clip = i / blocks_, block = i % blocks_;
+    if (!whole_clips()) normalize_block(call, partial, clip, block);
+    if (call.mass == nullptr) return;
+    const int64_t key = block * block_, count = std::min(block_, memory_.keys - key);
+    const Block p{call.stash + (clip * memory_.keys + key) * columns_, count, columns_, columns_};
+    kernels_.row_sums(p, rows_, call.mass + clip * memory_.keys + key);
   });
 }
 
@@ -132,16 +121,16 @@ void Attention::attend_unit(const Forward& call, const Unit& unit, const Partial
     const Block score{stashed ? call.stash + (unit.clip * memory_.keys + key) * columns_ + unit.first_row : own_block,
                       count, columns, stashed ? columns_ : stride};
     const FloatRows values = reader.values(unit.clip, key, count), keys = reader.keys(unit.clip, key, count, values);
-    kernels_.product({count, columns, width, keys.data, keys.stride, 1, query, stride, score.data, score.stride, false,
-                      nullptr});
+    kernels_.product(
+        {count, columns, width, keys.data, keys.stride, 1, query, stride, score.data, score.stride, false, nullptr});
     std::copy(peak, peak + columns, old_peak);
     kernels_.peaks(score, reader.bias(unit.clip, key, count), peak);
     kernels_.decay(old_peak, peak, columns, keep);
     kernels_.scale({total, 1, columns, columns}, keep);
     kernels_.exponentials(score, peak, total);
     const bool first = key == unit.first_key;
-    kernels_.product({unit.rows, width, count, score.data, 1, score.stride, values.data, values.stride, sum, width,
-                      !first, keep});
+    kernels_.product(
+        {unit.rows, width, count, score.data, 1, score.stride, values.data, values.stride, sum, width, !first, keep});
     if (stashed) {
       const int64_t block = unit.clip * blocks_ + key / block_;
       std::copy(peak, peak + columns, partial.block_peak.get() + block * columns_ + unit.first_row);
@@ -174,8 +163,7 @@ void Attention::merge_row(const Forward& call, const Partial& partial, int64_t c
     weight[s] = top == -kInfinity ? 0.0f : std::exp(peak[s * columns_] - top);
     all += weight[s] * total[s * columns_];
   }
-  // Where normalize_block looks for them.
-  peak[0] = top;
+  peak[0] = top;  // of the whole row, for normalize_block
   total[0] = all;
   call.lse[clip * rows_ + row] = top + std::log(all);
   for (int64_t s = 0; s < splits_; ++s) weight[s] = all == 0.0f ? 0.0f : weight[s] / all;
@@ -184,7 +172,7 @@ void Attention::merge_row(const Forward& call, const Partial& partial, int64_t c
                     width, false, nullptr});
 }
 
-// P in place of exp(score - peak of the block).
+// Replaces exp(score - peak of the block) in the stash by P.
 void Attention::normalize_block(const Forward& call, const Partial& partial, int64_t clip, int64_t block) const {
   constexpr int64_t kSome = 256;
   alignas(64) float factor[kSome];
@@ -208,11 +196,11 @@ void Attention::backward(const Backward& call) const {
   if (call.d_query != nullptr && keys == 0) clear(call.d_query, clips * rows_ * width);
   if (call.d_bias != nullptr && rows_ == 0) clear(call.d_bias, clips * keys);
   if (clips == 0 || rows_ == 0 || keys == 0) return;
-  const auto delta = floats(clips * splits_ * columns_);
+  const auto delta = new_floats(clips * splits_ * columns_);
   const bool several = splits_ > 1;
-  const auto sums = floats(several && call.d_query ? clips * splits_ * rows_ * width : 0);
+  const auto sums = new_floats(several && call.d_query ? clips * splits_ * rows_ * width : 0);
   float* d_query = several && call.d_query ? sums.get() : call.d_query;
-  const auto biases = floats(tiles_ > 1 && call.d_bias ? tiles_ * clips * keys : 0);
+  const auto biases = new_floats(tiles_ > 1 && call.d_bias ? tiles_ * clips * keys : 0);
   float* d_bias = tiles_ > 1 && call.d_bias ? biases.get() : call.d_bias;
 
   const auto first_half = [&](const Unit& unit) {
@@ -230,13 +218,11 @@ void Attention::backward(const Backward& call) const {
     });
   }
   if (several && call.d_query != nullptr) {
-    parallel_(clips * rows_, [&](int64_t first, int64_t last) {
-      const std::vector<float> ones(static_cast<size_t>(splits_), 1.0f);
-      for (int64_t i = first; i < last; ++i) {
-        const float* sum = d_query + (i / rows_ * splits_ * rows_ + i % rows_) * width;
-        kernels_.product({1, width, splits_, ones.data(), splits_, 1, sum, rows_ * width, call.d_query + i * width,
-                          width, false, nullptr});
-      }
+    const std::vector<float> ones(static_cast<size_t>(splits_), 1.0f);
+    for_each_item(workers_, clips * rows_, [&](int64_t i, int64_t) {
+      const float* sum = d_query + (i / rows_ * splits_ * rows_ + i % rows_) * width;
+      kernels_.product({1, width, splits_, ones.data(), splits_, 1, sum, rows_ * width, call.d_query + i * width, width,
+                        false, nullptr});
     });
   }
   if (tiles_ > 1 && call.d_bias != nullptr) {
@@ -248,7 +234,7 @@ void Attention::backward(const Backward& call) const {
   }
 }
 
-// P of the unit from lse.
+// Computes P of the unit from lse.
 void Attention::probability_unit(const Backward& call, const Unit& unit) const {
   const int64_t width = memory_.width, columns = round_up(unit.rows, kColumns), stride = spread(columns);
   Scratch& scratch = Scratch::of_thread();
@@ -267,15 +253,15 @@ void Attention::probability_unit(const Backward& call, const Unit& unit) const {
     const int64_t count = std::min(block_, unit.last_key - key);
     const FloatRows keys = reader.keys(unit.clip, key, count);
     const Block p{call.stash + (unit.clip * memory_.keys + key) * columns_ + unit.first_row, count, columns, columns_};
-    kernels_.product({count, columns, width, keys.data, keys.stride, 1, query, stride, p.data, p.stride, false,
-                      nullptr});
+    kernels_.product(
+        {count, columns, width, keys.data, keys.stride, 1, query, stride, p.data, p.stride, false, nullptr});
     const float* bias = reader.bias(unit.clip, key, count);
     if (bias != nullptr) kernels_.peaks(p, bias, unused);
     kernels_.exponentials(p, lse, unused);
   }
 }
 
-// The gradient of P, in place of d_score, and the sums over keys of P times it, less the gradient of lse.
+// Writes the gradient of P to d_score, and adds up P times this gradient over the keys, less the gradient of lse.
 void Attention::row_sums_unit(const Backward& call, const Unit& unit, float* delta) const {
   const int64_t width = memory_.width, columns = round_up(unit.rows, kColumns), stride = spread(columns);
   Scratch& scratch = Scratch::of_thread();
@@ -326,8 +312,8 @@ void Attention::score_unit(const Backward& call, const Unit& unit, const float* 
     const int64_t count = std::min(block_, unit.last_key - key);
     const int64_t at = (unit.clip * memory_.keys + key) * columns_ + unit.first_row;
     float* biases = d_bias == nullptr ? nullptr : d_bias + (tile * memory_.clips + unit.clip) * memory_.keys + key;
-    kernels_.score_gradient({call.stash + at, count, columns, columns_}, call.d_score + at, total,
-                            call.scale, unit.rows, biases);
+    kernels_.score_gradient({call.stash + at, count, columns, columns_}, call.d_score + at, total, call.scale,
+                            unit.rows, biases);
     if (d_query == nullptr) continue;
     const FloatRows keys = reader.keys(unit.clip, key, count);
     kernels_.product({unit.rows, width, count, call.d_score + at, 1, columns_, keys.data, keys.stride,
@@ -336,50 +322,48 @@ void Attention::score_unit(const Backward& call, const Unit& unit, const float* 
 }
 
 void memory_gradient(const Memory& memory, const std::vector<LayerRows>& layers, const MemoryGradient& gradient,
-                     const AttendKernels& kernels, const Parallel& parallel) {
+                     const AttendKernels& kernels, const Workers& workers) {
   const int64_t width = memory.width, blocks = ceil_div(memory.keys, kMostBlock), slices = ceil_div(width, kSlice);
   const int64_t size = element_size(memory.type);
   const bool direct = memory.type == ElementType::kFloat32;
-  // A unit owns some columns of some keys, so that what it sums up stays near over all layers.
-  parallel(memory.clips * blocks * slices, [&](int64_t first, int64_t last) {
+  // An item is some columns of some keys, so that its sums stay in the cache over all layers.
+  for_each_item(workers, memory.clips * blocks * slices, [&](int64_t i, int64_t) {
     Scratch& scratch = Scratch::of_thread();
     scratch.start(kMostBlock * kSlice + 64);
     float* own = scratch.take(kMostBlock * kSlice);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t clip = i / slices / blocks, key = i / slices % blocks * kMostBlock, column = i % slices * kSlice;
-      const int64_t count = std::min(kMostBlock, memory.keys - key), columns = std::min(kSlice, width - column);
-      const int64_t at = clip * memory.keys + key;
-      const auto place = [&](void* tensor, int64_t row) {
-        return static_cast<char*>(tensor) + ((at + row) * width + column) * size;
-      };
-      const bool in_place = direct && gradient.memory != nullptr;
-      float* to = in_place ? reinterpret_cast<float*>(place(gradient.memory, 0)) : own;
-      const int64_t stride = in_place ? width : kSlice;
-      const auto finish = [&](void* tensor) {
-        for (int64_t k = 0; k < count; ++k) {
-          kernels.narrow(to + k * stride, 1.0f, columns, memory.type, place(tensor, k));
-        }
-      };
-      const auto add = [&](const LayerRows& layer, const float* a, const float* b, bool more) {
-        const int64_t stashed = stash_columns(layer.rows);
-        kernels.product({count, columns, layer.rows, a + at * stashed, stashed, 1,
-                         b + clip * layer.rows * width + column, width, to, stride, more, nullptr});
-      };
-      // The position takes what the keys add, the memory that and what the values add.
-      const bool apart = gradient.position != nullptr;
-      for (size_t l = 0; l < layers.size(); ++l) {
-        add(layers[l], layers[l].d_score, layers[l].query, l > 0);
-        if (!apart && layers[l].grad_out != nullptr) add(layers[l], layers[l].stash, layers[l].grad_out, true);
+    const int64_t clip = i / slices / blocks, key = i / slices % blocks * kMostBlock, column = i % slices * kSlice;
+    const int64_t count = std::min(kMostBlock, memory.keys - key), columns = std::min(kSlice, width - column);
+    const int64_t at = clip * memory.keys + key;
+    const auto place = [&](void* tensor, int64_t row) {
+      return static_cast<char*>(tensor) + ((at + row) * width + column) * size;
+    };
+    const bool in_place = direct && gradient.memory != nullptr;
+    float* to = in_place ? reinterpret_cast<float*>(place(gradient.memory, 0)) : own;
+    const int64_t stride = in_place ? width : kSlice;
+    const auto finish = [&](void* tensor) {
+      for (int64_t k = 0; k < count; ++k) {
+        kernels.narrow(to + k * stride, 1.0f, columns, memory.type, place(tensor, k));
       }
-      if (apart) {
-        finish(gradient.position);
-        if (gradient.memory == nullptr) continue;
-        for (const LayerRows& layer : layers) {
-          if (layer.grad_out != nullptr) add(layer, layer.stash, layer.grad_out, true);
-        }
-      }
-      if (!in_place) finish(gradient.memory);
+    };
+    const auto add = [&](const LayerRows& layer, const float* a, const float* b, bool more) {
+      const int64_t stashed = stash_columns(layer.rows);
+      kernels.product({count, columns, layer.rows, a + at * stashed, stashed, 1, b + clip * layer.rows * width + column,
+                       width, to, stride, more, nullptr});
+    };
+    // The gradient of the position is the sum of d_key over layers. That of the memory has stash grad_out as well.
+    const bool apart = gradient.position != nullptr;
+    for (size_t l = 0; l < layers.size(); ++l) {
+      add(layers[l], layers[l].d_score, layers[l].query, l > 0);
+      if (!apart && layers[l].grad_out != nullptr) add(layers[l], layers[l].stash, layers[l].grad_out, true);
     }
+    if (apart) {
+      finish(gradient.position);
+      if (gradient.memory == nullptr) return;
+      for (const LayerRows& layer : layers) {
+        if (layer.grad_out != nullptr) add(layer, layer.stash, layer.grad_out, true);
+      }
+    }
+    if (!in_place) finish(gradient.memory);
   });
 }
 

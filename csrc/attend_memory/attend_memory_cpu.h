@@ -1,21 +1,19 @@
-// attend_memory on the CPU, free of torch: blocks of keys, of which every query row of a tile makes use at once.
+// attend_memory and its backward on the CPU, free of torch. They go over blocks of keys, and use each block for all
+// query rows of a tile while it is in the cache.
 //
-// Work is cut into units by shapes alone, and what units add up is summed in their order: results do not depend on
-// how many threads run them.
+// Work is cut into units by shapes alone, and the sums of units are added in the order of the units. So results do not
+// depend on the number of threads.
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <vector>
 
 #include "attend_memory/kernels.h"
+#include "common/parallel.h"
 
 namespace bridge_stg {
 
-// Runs task(first, last) over parts of 0..units-1.
-using Parallel = std::function<void(int64_t units, const std::function<void(int64_t, int64_t)>& task)>;
-
-// [clips, keys, width] by strides, elements of a row side by side.
+// Rows [clips, keys, width] by strides; the elements of a row lie side by side.
 struct KeyRows {
   const void* data = nullptr;
   int64_t clip_stride = 0, row_stride = 0;
@@ -30,9 +28,10 @@ struct Memory {
   const bool* visible;
 };
 
-// How many columns a stash for `rows` query rows has: [clips, keys, stash_columns].
+// A stash keeps the probabilities P for the backward: [clips, keys, stash_columns(rows)].
 inline int64_t stash_columns(int64_t rows) { return round_up(rows, kColumns); }
 
+// The inputs and outputs of one call.
 struct Forward {
   int64_t rows;
   float scale;
@@ -40,25 +39,25 @@ struct Forward {
   float* out;          // [clips, rows, width]
   float* lse;          // [clips, rows]
   float* mass;         // [clips, keys] or null; needs a stash
-  float* stash;        // P, or null
+  float* stash;        // or null
 };
 
-// Gradients of one call; those that are null are left out.
+// The inputs of one backward call and its gradients; a gradient whose pointer is null is not computed.
 struct Backward {
   int64_t rows;
   float scale;
-  const float* query;     // [clips, rows, width]
-  const float* lse;       // [clips, rows]
-  float* stash;           // P
-  bool stashed;           // whether the stash holds it already; else it is taken again
+  const float* query;  // [clips, rows, width]
+  const float* lse;    // [clips, rows]
+  float* stash;
+  bool stashed;           // whether the stash holds P already; if not, P is computed from lse
   const float* grad_out;  // [clips, rows, width] or null for zeros
   const float* grad_lse;  // [clips, rows] or null
-  float* d_score;         // shape of the stash: scale times the gradient of the scores
+  float* d_score;         // scale times the gradient of the scores, in the shape of the stash
   float* d_query;         // [clips, rows, width]
   float* d_bias;          // [clips, keys]
 };
 
-// What a layer adds to the gradient of the memory: d_key = d_score query, d_memory = d_key + stash grad_out.
+// One layer's part in the gradient of the memory: d_key = d_score query and d_memory = d_key + stash grad_out.
 struct LayerRows {
   int64_t rows;
   const float* query;
@@ -67,7 +66,7 @@ struct LayerRows {
   const float* d_score;
 };
 
-// Dense [clips, keys, width] of the memory's type; either may be null.
+// Gradients [clips, keys, width], contiguous, of the memory's type; either may be null.
 struct MemoryGradient {
   void* memory;
   void* position;
@@ -75,9 +74,9 @@ struct MemoryGradient {
 
 class Attention {
  public:
-  Attention(const Memory& memory, int64_t rows, const AttendKernels& kernels, const Parallel& parallel);
+  Attention(const Memory& memory, int64_t rows, const AttendKernels& kernels, const Workers& workers);
 
-  // Whether forward and backward of a clip are one unit of work.
+  // Whether a clip is one unit of work.
   bool whole_clips() const { return tiles_ == 1 && splits_ == 1; }
 
   void forward(const Forward& call) const;
@@ -102,14 +101,14 @@ class Attention {
 
   const Memory& memory_;
   const AttendKernels& kernels_;
-  const Parallel& parallel_;
-  int64_t rows_, columns_;                  // R, and the columns of a stash
-  int64_t tile_, tiles_;                    // query rows of a unit
-  int64_t block_, blocks_, split_, splits_;  // keys of a block, and of a unit
+  const Workers& workers_;
+  int64_t rows_, columns_;                   // query rows of a clip, and columns of a stash
+  int64_t tile_, tiles_;                     // query rows of a unit, and units side by side
+  int64_t block_, blocks_, split_, splits_;  // keys of a block and of a unit, and how many there are of a clip
 };
 
-// Sums what layers left, key by key.
+// Sums the parts of all layers in the gradient of the memory they share.
 void memory_gradient(const Memory& memory, const std::vector<LayerRows>& layers, const MemoryGradient& gradient,
-                     const AttendKernels& kernels, const Parallel& parallel);
+                     const AttendKernels& kernels, const Workers& workers);
 
 }  // namespace bridge_stg

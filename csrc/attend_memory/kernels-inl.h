@@ -1,5 +1,5 @@
-// The kernels of kernels.h over the vectors of whichever simd_*.h was included before. Internal linkage throughout,
-// and no standard library, as said in simd_scalar.h.
+// The kernels of kernels.h over the vectors of the simd_*.h that was included before. They have internal linkage and
+// call nothing of the standard library; simd_scalar.h says why.
 #pragma once
 
 #include "attend_memory/kernels.h"
@@ -43,14 +43,10 @@ void widen_elements(const T* from, const T* extra, int64_t count, float* to) {
 }
 
 void widen(ElementType type, const void* from, const void* extra, int64_t count, float* to) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return widen_elements(static_cast<const float*>(from), static_cast<const float*>(extra), count, to);
-    case ElementType::kBFloat16:
-      return widen_elements(static_cast<const BFloat16*>(from), static_cast<const BFloat16*>(extra), count, to);
-    case ElementType::kFloat16:
-      return widen_elements(static_cast<const Float16*>(from), static_cast<const Float16*>(extra), count, to);
-  }
+  with_element(type, [&](auto element) {
+    using T = decltype(element);
+    widen_elements(static_cast<const T*>(from), static_cast<const T*>(extra), count, to);
+  });
 }
 
 template <typename T>
@@ -62,14 +58,7 @@ void narrow_elements(const float* from, float factor, int64_t count, T* to) {
 }
 
 void narrow(const float* from, float factor, int64_t count, ElementType type, void* to) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return narrow_elements(from, factor, count, static_cast<float*>(to));
-    case ElementType::kBFloat16:
-      return narrow_elements(from, factor, count, static_cast<BFloat16*>(to));
-    case ElementType::kFloat16:
-      return narrow_elements(from, factor, count, static_cast<Float16*>(to));
-  }
+  with_element(type, [&](auto element) { narrow_elements(from, factor, count, static_cast<decltype(element)*>(to)); });
 }
 
 void peaks(const Block& score, const float* key_bias, float* peak) {
@@ -89,7 +78,7 @@ void peaks(const Block& score, const float* key_bias, float* peak) {
   }
 }
 
-// 0 where a row has seen no key yet, so that exp(-inf - peak) is 0 and not NaN.
+// Loads peaks, with 0 for a row that has seen no key yet, so that exp(-inf - peak) is 0 and not NaN.
 inline Vec finite_peak(const float* peak) {
   const Vec value = load(peak);
   return zero_below(value, value, splat(-3.4e38f));
@@ -159,8 +148,8 @@ void score_gradient(const Block& p, float* dp, const float* delta, float factor,
   }
 }
 
-constexpr AttendKernels kKernels = {product, transpose,     widen,          narrow,   peaks, exponentials, scale,
-                                    decay,   weighted_sums, score_gradient, row_sums};
+constexpr AttendKernels kKernels = {product, transpose, widen,         narrow,         peaks,   exponentials,
+                                    scale,   decay,     weighted_sums, score_gradient, row_sums};
 
 }  // namespace
 }  // namespace bridge_stg

@@ -3,6 +3,7 @@
 
 namespace bridge_stg {
 
-const AttendKernels kAvx2Attend = kKernels;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::avx2 = kKernels;
 
 }  // namespace bridge_stg

@@ -3,6 +3,7 @@
 
 namespace bridge_stg {
 
-const AttendKernels kAvx512Attend = kKernels;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::avx512 = kKernels;
 
 }  // namespace bridge_stg

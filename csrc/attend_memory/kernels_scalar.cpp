@@ -3,6 +3,7 @@
 
 namespace bridge_stg {
 
-const AttendKernels kScalarAttend = kKernels;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::scalar = kKernels;
 
 }  // namespace bridge_stg

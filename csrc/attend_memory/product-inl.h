@@ -1,4 +1,4 @@
-// The matrix product of kernels.h: tiles held in registers, operands read where they lie.
+// The matrix product of kernels.h. Sums of a tile stay in registers, and operands are read where they lie.
 #pragma once
 
 #include "attend_memory/kernels.h"
@@ -7,7 +7,7 @@
 namespace bridge_stg {
 namespace {
 
-// A tile is kRows rows of kVectors vectors: as many sums as registers allow, beside the vectors of b and one of a.
+// A tile is kRows rows of kVectors vectors: as many sums as there are registers, less those for b and one for a.
 template <int kVectors>
 constexpr int tile_rows() {
   return kRegisters == 32 ? (kVectors <= 2 ? 12 : 6) : (kVectors == 1 ? 8 : 6);
@@ -18,8 +18,8 @@ constexpr int kMaxRows = 12;
 
 constexpr int64_t kLineFloats = 16;
 
-// One tile at `a`, `b`, `c` of `p`; with kPartial its one vector ends after `rest` columns, with kAhead it fetches the
-// rows of a that come after its own.
+// Computes the tile at `a`, `b`, `c` of `p`. With kPartial its one vector has `rest` columns; with kAhead it prefetches
+// the rows of a that follow its own.
 template <int kRows, int kVectors, bool kPartial, bool kAhead>
 void product_tile(const Product& p, const float* a, const float* b, float* c, const float* keep, int64_t rest) {
   Vec sums[kRows][kVectors];
@@ -81,12 +81,12 @@ struct Tiles {
   constexpr Tiles() { add<tile_rows<kVectors>()>(); }
 };
 
-// Columns first..first + kVectors vectors, all rows.
+// Computes all rows of kVectors vectors of columns, from column `first` on.
 template <int kVectors, bool kPartial, bool kAhead>
 void product_panel(const Product& p, int64_t first, int64_t rest) {
   static constexpr Tiles<kVectors, kPartial, kAhead> tiles;
   constexpr int64_t kRows = tile_rows<kVectors>();
-  // Tiles of nearly equal height: a low one leaves the multipliers waiting.
+  // Tiles have nearly equal heights, because a low tile leaves the multipliers waiting.
   const int64_t count = (p.rows + kRows - 1) / kRows;
   for (int64_t t = 0; t < count; ++t) {
     const int64_t row = t * p.rows / count, end = (t + 1) * p.rows / count;
@@ -97,7 +97,7 @@ void product_panel(const Product& p, int64_t first, int64_t rest) {
 
 template <int kVectors, bool kPartial = false>
 int64_t next_panel(const Product& p, int64_t first, int64_t rest = 0) {
-  // Rows of a that lie whole in memory are on their way from far when they are first used.
+  // The first panel reads `a` from memory. Prefetching pays where the elements of its rows lie side by side.
   if (first == 0 && p.a_step == 1) {
     product_panel<kVectors, kPartial, true>(p, first, rest);
   } else {
@@ -120,7 +120,7 @@ void product_columns(const Product& p) {
   if (first < p.columns) next_panel<1, true>(p, first, p.columns - first);
 }
 
-// Long sums are cut: so much of a panel of b stays near, and the parts round less than one long sum.
+// Sums are cut after kSteps, so that the panel of b stays in the cache; the parts also round less than one long sum.
 constexpr int64_t kSteps = 256;
 
 void product(const Product& p) {

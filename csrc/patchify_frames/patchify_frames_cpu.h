@@ -1,4 +1,4 @@
-// patchify_frames on the CPU, free of torch: bands of one patch row, from source pixels to output values.
+// patchify_frames on the CPU, free of torch. It takes one row of patches at a time from source pixels to output values.
 #pragma once
 
 #include <cstdint>
@@ -7,32 +7,22 @@
 #include <utility>
 #include <vector>
 
-#include "patchify_frames/patch_layout.h"
-#include "patchify_frames/normalization.h"
 #include "patchify_frames/kernels.h"
+#include "patchify_frames/normalization.h"
+#include "patchify_frames/patch_layout.h"
+#include "patchify_frames/video_view.h"
 
 namespace bridge_stg {
 
-// A video and the frames asked of it. Strides are in bytes and may be anything.
-struct VideoView {
-  const uint8_t* pixels = nullptr;
-  int64_t frames = 0, height = 0, width = 0;
-  int64_t frame_stride = 0, channel_stride = 0, row_stride = 0, pixel_stride = 0;
-  const int64_t* frame_index = nullptr;  // values in 0..frames-1; null: all frames in order
-  int64_t index_stride = 1;
-  int64_t count = 0;  // frames asked for
-  int64_t out_height = 0, out_width = 0;
-};
-
-// One axis of a resize. `table` is empty (out = 0) where the size does not change.
+// One axis of a resize; only the horizontal axis has a plan.
 struct ResizeAxis {
   ResizeTable table;
   HorizontalPlan plan;
 };
 
-// Patchifies a ragged list of videos into consecutive output rows. The work is cut into units, one patch row of one
-// temporal group each; units may run in any order and on any thread. Apart from tables, the memory used is that of
-// the source and output rows of one unit, for each thread.
+// Patchifies a list of videos of any sizes into consecutive output rows. A unit of work is one row of patches of one
+// temporal group; units may run in any order and on any thread. Besides the tables, each thread needs memory for the
+// source and output rows of one unit.
 class FramePatcher {
  public:
   FramePatcher(std::vector<VideoView> videos, PatchLayout layout, Interpolation interpolation,
@@ -42,26 +32,27 @@ class FramePatcher {
   int64_t rows() const { return first_row_.back(); }
   int64_t columns() const { return layout_.columns(); }
 
-  // Writes the output rows of units first..last-1; `out` is the whole output, [rows(), columns()] of the
-  // normalization's type.
+  // Writes the output rows of units first..last-1. `out` is the whole output, [rows(), columns()] of the type of the
+  // normalization. Successive units of a temporal group share source rows, which are resized once.
   void run(int64_t first, int64_t last, void* out) const;
 
  private:
-  struct Scratch;
+  struct WorkerScratch;
 
   const ResizeAxis* axis(int64_t in, int64_t out, Interpolation interpolation, bool horizontal);
   void run_video(size_t video, int64_t first, int64_t last, uint8_t* out) const;
   void stage_row(const VideoView& view, int64_t frame, int64_t y, uint8_t* const planes[3]) const;
-  void load_rows(size_t video, Scratch& scratch, int64_t first, int64_t last) const;
-  void write_patches(size_t video, Scratch& scratch, int64_t group, int64_t gy, uint8_t* out) const;
+  void load_rows(size_t video, WorkerScratch& scratch, int64_t first, int64_t last) const;
+  void finish_rows(size_t video, WorkerScratch& scratch, int64_t gy) const;
+  void write_patches(size_t video, WorkerScratch& scratch, int64_t group, int64_t gy, uint8_t* out) const;
 
   std::vector<VideoView> videos_;
   PatchLayout layout_;
   Normalization normalization_;
-  const RowKernels& kernels_;
+  const PatchifyKernels& kernels_;
   bool stream_ = false;
   std::map<std::pair<int64_t, int64_t>, std::unique_ptr<ResizeAxis>> horizontal_tables_, vertical_tables_;
-  std::vector<const ResizeAxis*> horizontal_, vertical_;  // of each video; null where that pass is left out
+  std::vector<const ResizeAxis*> horizontal_, vertical_;  // of each video; null for an axis that keeps its size
   std::vector<int64_t> first_unit_, first_row_;           // of each video, then the totals
 };
 

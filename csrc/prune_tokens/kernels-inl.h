@@ -1,5 +1,5 @@
-// The kernels of kernels.h over the vectors of whichever simd_*.h was included before. Internal linkage
-// throughout, and no standard library, as said in simd_scalar.h.
+// The kernels of kernels.h over the vectors of the simd_*.h that was included before. They have internal linkage and
+// call nothing of the standard library; simd_scalar.h says why.
 #pragma once
 
 #include "common/simd_math.h"
@@ -8,13 +8,14 @@
 namespace bridge_stg {
 namespace {
 
-constexpr int kRows = 4;                                 // rows that share a load of a query
-constexpr int kQueries = kRegisters == 32 ? 4 : 2;       // queries that share a load of a row
+constexpr int kRows = 4;                            // rows that share a load of a query
+constexpr int kQueries = kRegisters == 32 ? 4 : 2;  // queries that share a load of a row
 constexpr int64_t kBlock = kRowBlock;
 constexpr float kInfinity = __builtin_inff();
 
-// Products of four rows with kQ queries, dots[q * kBlock + r], and with kSquares of the rows with themselves. Each
-// product adds up in an order that depends on the width alone. `ahead` are rows to fetch meanwhile, or null.
+// Multiplies four rows with kQ queries into dots[q * kBlock + r], and with kSquares the rows with themselves into
+// `squares`. Each product is summed in an order that depends on the width alone. With kAhead the rows `ahead` are
+// prefetched meanwhile.
 template <typename T, int kQ, bool kSquares, bool kAhead>
 inline void dot_tile(const T* const* rows, const T* const* ahead, const QueryRows& queries, int64_t first, float* dots,
                      float* squares) {
@@ -57,8 +58,8 @@ inline void dot_tile(const T* const* rows, const T* const* ahead, const QueryRow
   dot_tile<T, kQ, false, false>(rows, ahead, queries, first, dots, squares);
 }
 
-// Products of `count` <= kBlock rows with all queries, dots[q * kBlock + r], and squares[r] unless null. The rows are
-// read from memory once: what a group of four needs stays in the nearest cache for its next queries.
+// Multiplies `count` <= kBlock rows with all queries into dots[q * kBlock + r], and with themselves into squares[r]
+// unless that is null. Rows are read from memory once, because four of them stay in the nearest cache for all queries.
 template <typename T>
 void dot_rows(const T* const* rows, int64_t count, const QueryRows& queries, float* dots, float* squares) {
   for (int64_t r = 0; r < count; r += kRows) {
@@ -69,7 +70,7 @@ void dot_rows(const T* const* rows, int64_t count, const QueryRows& queries, flo
     }
     int64_t q = 0;
     for (; q + kQueries <= queries.count; q += kQueries) {
-      const T* const* ahead = q <= kQueries ? next : nullptr;  // asking twice gets more of them in time
+      const T* const* ahead = q <= kQueries ? next : nullptr;  // prefetched twice, more of them arrive in time
       dot_tile<T, kQueries>(group, ahead, queries, q, dots + r, q == 0 && squares ? squares + r : nullptr);
     }
     for (; q < queries.count; ++q) {
@@ -78,8 +79,8 @@ void dot_rows(const T* const* rows, int64_t count, const QueryRows& queries, flo
   }
 }
 
-// Powers of two that take a row whose squares float32 does not hold to numbers around 1, in two steps: 2^149 is beyond
-// it too. {1, 1} leaves a row as it is.
+// Two powers of two whose product scales a row to numbers around 1, where the squares of the row leave the range of
+// float32. They are two because the product may leave that range too. {1, 1} leaves a row as it is.
 struct Lift {
   float first, second;
 };
@@ -99,13 +100,13 @@ float largest_magnitude(const T* x, int64_t width) {
   float highest = 0.0f;
   for (int64_t d = 0; d < width; ++d) {
     const float value = __builtin_fabsf(to_float(x[d]));
-    if (!(value <= highest)) highest = value;  // NaN too, which nothing replaces
+    if (!(value <= highest)) highest = value;  // a NaN is taken, and stays
     if (highest != highest) break;
   }
   return highest;
 }
 
-// Takes the products and squares of a row again, lifted, in the order of dot_tile.
+// Computes the products and the square of a lifted row, summed in the order of dot_tile.
 template <typename T>
 void dot_lifted(const T* x, const Lift& lift, const QueryRows& queries, float* dots, float* square) {
   const Vec first = splat(lift.first), second = splat(lift.second);
@@ -123,8 +124,8 @@ void dot_lifted(const T* x, const Lift& lift, const QueryRows& queries, float* d
   }
 }
 
-// Cosine of rows so long or short that their squares or products overflow or underflow: those are lifted. The powers
-// of two cancel exactly, so where nothing over- or underflows the results are the same bits.
+// Lifts the rows whose squares or products overflow or underflow, and computes these again. The powers of two cancel
+// exactly in the cosine: where nothing over- or underflows, the bits stay the same.
 template <typename T>
 void lift_rows(const T* const* rows, int64_t count, const QueryRows& queries, float* dots, float* squares,
                Lift* lifts) {
@@ -161,7 +162,7 @@ inline void reduce_logsumexp(const float* dots, int64_t queries, int64_t count, 
   }
   for (int64_t r = 0; r < count; ++r) {
     const float top = scores[r];
-    if (top - top == 0.0f) scores[r] = top + __builtin_logf(totals[r]);  // not of infinite tops, or NaN
+    if (top - top == 0.0f) scores[r] = top + __builtin_logf(totals[r]);  // an infinite top, or a NaN, stays
   }
 }
 
@@ -195,18 +196,14 @@ void score_rows(const T* tokens, int64_t row_stride, int64_t count, const QueryR
 
 void score(ElementType type, const void* rows, int64_t row_stride, int64_t count, const QueryRows& queries,
            const Scoring& scoring, float* scores, float* scratch) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return score_rows(static_cast<const float*>(rows), row_stride, count, queries, scoring, scores, scratch);
-    case ElementType::kBFloat16:
-      return score_rows(static_cast<const BFloat16*>(rows), row_stride, count, queries, scoring, scores, scratch);
-    case ElementType::kFloat16:
-      return score_rows(static_cast<const Float16*>(rows), row_stride, count, queries, scoring, scores, scratch);
-  }
+  with_element(type, [&](auto element) {
+    using T = decltype(element);
+    score_rows(static_cast<const T*>(rows), row_stride, count, queries, scoring, scores, scratch);
+  });
 }
 
-// Turns products x . q into their gradients, in place, and gives what the norm takes off each row's gradient.
-// best[r] is the only query with a gradient, or -1 where all have one.
+// Replaces the products x . q by their gradients. shrink[r] becomes the factor of the row in the part of its gradient
+// that goes through the norm; best[r] the only query with a gradient, or -1 where all have one.
 void weigh(const BackwardBlock& block, const QueryRows& queries, const Scoring& scoring, float scale,
            const float* squares, float* dots, float* shrink, int32_t* best) {
   alignas(64) float inverse[kBlock];
@@ -254,8 +251,8 @@ struct RowGradient {
   Lift lift;
 };
 
-// One vector of a row: out = extra - shrink x + sum_q weight_q query_q, and d_query_q += weight_q x. With kLifted
-// weights and shrink are of the lifted row.
+// Computes one vector of a row's gradient, out = extra - shrink x + sum_q weight_q query_q, and adds weight_q x to
+// d_query_q. With kLifted the weights and `shrink` belong to the lifted row.
 template <typename T, bool kPartial, bool kLifted>
 inline void row_step(const RowGradient<T>& row, const QueryRows& queries, int64_t first, int64_t last,
                      const float* weights, float* d_queries, int64_t d) {
@@ -334,15 +331,12 @@ void backward_rows(const BackwardBlock& block, const QueryRows& queries, const S
 
 void backward(ElementType type, const BackwardBlock& block, const QueryRows& queries, const Scoring& scoring,
               float scale, float* d_queries, float* scratch) {
-  switch (type) {
-    case ElementType::kFloat32:
-      return backward_rows<float>(block, queries, scoring, scale, d_queries, scratch);
-    case ElementType::kBFloat16:
-      return backward_rows<BFloat16>(block, queries, scoring, scale, d_queries, scratch);
-    case ElementType::kFloat16:
-      return backward_rows<Float16>(block, queries, scoring, scale, d_queries, scratch);
-  }
+  with_element(type, [&](auto element) {
+    backward_rows<decltype(element)>(block, queries, scoring, scale, d_queries, scratch);
+  });
 }
+
+constexpr PruneKernels kKernels = {score, backward, count_at_least};
 
 }  // namespace
 }  // namespace bridge_stg

@@ -1,4 +1,4 @@
-// What prune_tokens does to blocks of token rows, once for each SIMD level.
+// The kernels of prune_tokens over blocks of token rows, of which each SIMD level has a table.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,7 @@ namespace bridge_stg {
 
 enum class Reduce { kMax, kMean, kLogSumExp };
 
-// The queries of one segment in float32, each row padded with zeros to `stride`, a multiple of 16. The mean is one
-// query.
+// The folded queries of one segment in float32, each padded with zeros to `stride` floats, a multiple of 16.
 struct QueryRows {
   const float* data;
   int64_t count, width, stride;
@@ -22,8 +21,8 @@ struct Scoring {
   Reduce reduce;
 };
 
-// Rows of one segment on their way back. `grad` is the gradient of a row's score; `live` is false for rows that the
-// score does not reach.
+// A block of rows of one segment for the backward. `grad` is the gradient of a row's score, and `live` is false for
+// masked rows, whose score has no gradient.
 constexpr int64_t kRowBlock = 64;
 struct BackwardBlock {
   int64_t count;
@@ -46,19 +45,11 @@ struct PruneKernels {
   int64_t (*count_at_least)(const int32_t* keys, int64_t count, int32_t bound);
 };
 
-extern const PruneKernels kScalarPrune;
-#if defined(__x86_64__)
-extern const PruneKernels kAvx2Prune;
-extern const PruneKernels kAvx512Prune;
-#endif
-
-inline const PruneKernels& prune_kernels(SimdLevel level) {
-#if defined(__x86_64__)
-  if (level == SimdLevel::kAvx512) return kAvx512Prune;
-  if (level == SimdLevel::kAvx2) return kAvx2Prune;
-#endif
-  (void)level;
-  return kScalarPrune;
-}
+template <>
+const PruneKernels KernelsOf<PruneKernels>::scalar;
+template <>
+const PruneKernels KernelsOf<PruneKernels>::avx2;
+template <>
+const PruneKernels KernelsOf<PruneKernels>::avx512;
 
 }  // namespace bridge_stg

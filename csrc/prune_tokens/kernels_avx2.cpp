@@ -3,6 +3,7 @@
 
 namespace bridge_stg {
 
-const PruneKernels kAvx2Prune = {score, backward, count_at_least};
+template <>
+const PruneKernels KernelsOf<PruneKernels>::avx2 = kKernels;
 
 }  // namespace bridge_stg

@@ -3,6 +3,7 @@
 
 namespace bridge_stg {
 
-const PruneKernels kAvx512Prune = {score, backward, count_at_least};
+template <>
+const PruneKernels KernelsOf<PruneKernels>::avx512 = kKernels;
 
 }  // namespace bridge_stg

@@ -3,6 +3,7 @@
 
 namespace bridge_stg {
 
-const PruneKernels kScalarPrune = {score, backward, count_at_least};
+template <>
+const PruneKernels KernelsOf<PruneKernels>::scalar = kKernels;
 
 }  // namespace bridge_stg

@@ -13,10 +13,10 @@ namespace {
 
 constexpr int64_t kStrideUnit = 16;
 
-// Memory of one worker.
-class Desk {
+// The scratch memory of one worker, and the folded queries of the segment that it works on.
+class WorkerScratch {
  public:
-  Desk(const QueryView& queries, Reduce reduce, int64_t width)
+  WorkerScratch(const QueryView& queries, Reduce reduce, int64_t width)
       : view_(queries),
         reduce_(reduce),
         rows_{nullptr, folded_count(queries, reduce), width, round_up(width, kStrideUnit)},
@@ -27,21 +27,11 @@ class Desk {
 
   float* dots() const { return floats(dots_); }
 
-  // The queries of a segment times `scale`. Kept until another segment is asked for.
+  // Returns the queries of a segment, folded and times `scale`. A call for the same segment folds nothing again.
   const QueryRows& queries_of(int64_t segment, float scale) {
     if (segment != segment_) {
       segment_ = segment;
-      switch (view_.type) {
-        case ElementType::kFloat32:
-          fold<float>(scale);
-          break;
-        case ElementType::kBFloat16:
-          fold<BFloat16>(scale);
-          break;
-        case ElementType::kFloat16:
-          fold<Float16>(scale);
-          break;
-      }
+      with_element(view_.type, [&](auto element) { fold<decltype(element)>(scale); });
     }
     return rows_;
   }
@@ -75,13 +65,13 @@ class Desk {
   int64_t segment_ = -1;
 };
 
-std::vector<Desk> desks(int64_t count, const QueryView& queries, Reduce reduce, int64_t width) {
-  std::vector<Desk> made;
-  for (int64_t i = 0; i < count; ++i) made.emplace_back(queries, reduce, width);
-  return made;
+std::vector<WorkerScratch> scratch_of(const Workers& workers, const QueryView& queries, Reduce reduce, int64_t width) {
+  std::vector<WorkerScratch> scratch;
+  for (int64_t i = 0; i < workers.count; ++i) scratch.emplace_back(queries, reduce, width);
+  return scratch;
 }
 
-// Picks of one segment from its scores, which become -inf where masked.
+// Selects the kept tokens of one segment by its scores. Scores of masked tokens become -inf.
 void pick(const PruneForward& call, int64_t segment, int64_t count, float* scores, int32_t* keys,
           const PruneKernels& kernels) {
   const bool* mask = call.mask == nullptr ? nullptr : call.mask + segment * count;
@@ -103,7 +93,7 @@ void copy_kept(const TokenRows& tokens, const PruneForward& call, int64_t segmen
   }
 }
 
-// Parts of at most `most` of 0..count-1, for every segment.
+// The positions 0..count-1 of every segment, cut into parts of at most `most`.
 struct Parts {
   int64_t segments, count, most, each = (count + most - 1) / most;
 
@@ -118,8 +108,9 @@ struct Parts {
 void prune_forward(const TokenRows& tokens, const QueryView& queries, const PruneForward& call,
                    const PruneKernels& kernels, const Workers& workers) {
   const int64_t count = tokens.count;
-  std::vector<Desk> desk = desks(workers.count, queries, call.scoring.reduce, tokens.width);
-  // A worker takes whole segments, unless those are too few: kept rows are still in its cache when it copies them.
+  std::vector<WorkerScratch> scratch = scratch_of(workers, queries, call.scoring.reduce, tokens.width);
+  // A worker takes whole segments, because kept rows are then still in its cache when it copies them. Where segments
+  // are too few for that, every segment is cut into parts.
   const bool whole = tokens.segments >= 2 * workers.count || workers.count == 1;
   const int64_t tables = whole ? workers.count : tokens.segments;
   const AlignedBytes key_bytes(tables * count * 4), score_bytes(call.scores == nullptr ? tables * count * 4 : 0);
@@ -130,7 +121,7 @@ void prune_forward(const TokenRows& tokens, const QueryView& queries, const Prun
   };
   const auto score_part = [&](int64_t segment, int64_t first, int64_t last, int64_t worker, float* to) {
     kernels.score(tokens.type, tokens.row(segment, first), tokens.row_stride, last - first,
-                  desk[worker].queries_of(segment, call.scale), call.scoring, to + first, desk[worker].dots());
+                  scratch[worker].queries_of(segment, call.scale), call.scoring, to + first, scratch[worker].dots());
   };
   if (whole) {
     for_each_item(workers, tokens.segments, [&](int64_t segment, int64_t worker) {
@@ -156,7 +147,7 @@ void prune_forward(const TokenRows& tokens, const QueryView& queries, const Prun
 
 namespace {
 
-// The backward of rows first..last-1 of a segment, a block at a time.
+// Hands the rows of one segment to the backward kernel in blocks, with their gradients.
 class RowsBackward {
  public:
   RowsBackward(const TokenRows& rows, const PruneBackward& call, int64_t segment)
@@ -165,7 +156,7 @@ class RowsBackward {
   template <typename Run>
   void each_block(int64_t first, int64_t last, const Run& run) {
     const bool dense = call_.grad_scores != nullptr;
-    // Place among the kept rows of the next row that is one.
+    // The place, among the kept rows, of the next kept row.
     int64_t place = dense ? std::lower_bound(index_, index_ + call_.keep, first) - index_ : first;
     BackwardBlock block;
     for (; first < last; first += block.count) {
@@ -219,21 +210,21 @@ void prune_backward(const TokenRows& rows, const QueryView& queries, const Prune
                     const PruneKernels& kernels, const Workers& workers) {
   const QueryRows shape{nullptr, folded_count(queries, call.scoring.reduce), rows.width,
                         round_up(rows.width, kStrideUnit)};
-  // Long enough that the sums of all parts take no more than a quarter of what the rows do.
+  // Parts are long enough that the sums of all parts take at most a quarter of the memory of the rows.
   const Parts parts{rows.segments, rows.count, round_up(std::max(4 * kRowBlock, 4 * shape.count), kRowBlock)};
   const bool scored = call.grad_score != nullptr || call.grad_scores != nullptr;
   const int64_t sum_size = shape.count * shape.stride;
   const AlignedBytes sum_bytes(call.d_queries != nullptr ? parts.items() * sum_size * 4 : 0);
   float* const sums = reinterpret_cast<float*>(sum_bytes.data());
   if (scored) {
-    std::vector<Desk> desk = desks(workers.count, queries, call.scoring.reduce, rows.width);
+    std::vector<WorkerScratch> scratch = scratch_of(workers, queries, call.scoring.reduce, rows.width);
     for_each_item(workers, parts.items(), [&](int64_t item, int64_t worker) {
       const int64_t segment = parts.segment(item);
-      const QueryRows& query = desk[worker].queries_of(segment, 1.0f);
+      const QueryRows& query = scratch[worker].queries_of(segment, 1.0f);
       float* sum = call.d_queries == nullptr ? nullptr : sums + item * sum_size;
       RowsBackward(rows, call, segment)
           .each_block(parts.first(item), parts.last(item), [&](const BackwardBlock& block) {
-            kernels.backward(rows.type, block, query, call.scoring, call.scale, sum, desk[worker].dots());
+            kernels.backward(rows.type, block, query, call.scoring, call.scale, sum, scratch[worker].dots());
           });
     });
   } else if (call.d_tokens != nullptr && call.grad_kept.data != nullptr) {
@@ -248,18 +239,10 @@ void prune_backward(const TokenRows& rows, const QueryView& queries, const Prune
   if (call.d_queries == nullptr) return;
   for_each_item(workers, rows.segments, [&](int64_t segment, int64_t) {
     const float* part = sums + segment * parts.each * sum_size;
-    const int64_t place = segment * queries.count * rows.width;
-    switch (queries.type) {
-      case ElementType::kFloat32:
-        return write_query_gradient(part, parts.each, shape, queries.count,
-                                    static_cast<float*>(call.d_queries) + place);
-      case ElementType::kBFloat16:
-        return write_query_gradient(part, parts.each, shape, queries.count,
-                                    static_cast<BFloat16*>(call.d_queries) + place);
-      case ElementType::kFloat16:
-        return write_query_gradient(part, parts.each, shape, queries.count,
-                                    static_cast<Float16*>(call.d_queries) + place);
-    }
+    with_element(queries.type, [&](auto element) {
+      auto* out = static_cast<decltype(element)*>(call.d_queries) + segment * queries.count * rows.width;
+      write_query_gradient(part, parts.each, shape, queries.count, out);
+    });
   });
 }
 

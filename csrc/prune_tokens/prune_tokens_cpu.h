@@ -1,7 +1,7 @@
 // prune_tokens and its backward on the CPU, free of torch.
 //
-// The score of a row is summed in an order that depends on its width alone, and gradients of queries are summed over
-// chunks cut by shapes alone, in their order: results do not depend on how many threads there are.
+// The score of a row is summed in an order that depends on its width alone. Gradients of queries are summed over parts
+// that are cut by shapes alone, in the order of the parts. So results do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 
 namespace bridge_stg {
 
-// [segments, count, width], elements of a row side by side.
+// Rows [segments, count, width] of tokens by strides; the elements of a row lie side by side.
 struct TokenRows {
   ElementType type;
   const void* data;
@@ -22,18 +22,19 @@ struct TokenRows {
   }
 };
 
-// [segments, count, width] by strides, any of which may be 0.
+// Queries [segments, count, width] by strides, any of which may be 0.
 struct QueryView {
   ElementType type;
   const void* data;
   int64_t count, segment_stride, query_stride, element_stride;
 };
 
-// The queries as scores use them: their mean alone for Reduce::kMean.
+// How many queries scores are taken with: Reduce::kMean folds all to their mean.
 inline int64_t folded_count(const QueryView& queries, Reduce reduce) {
   return reduce == Reduce::kMean ? 1 : queries.count;
 }
 
+// The options and the outputs of one call.
 struct PruneForward {
   Scoring scoring;
   float scale;
@@ -48,11 +49,12 @@ struct PruneForward {
 void prune_forward(const TokenRows& tokens, const QueryView& queries, const PruneForward& call,
                    const PruneKernels& kernels, const Workers& workers);
 
-// `rows` are the kept rows, or all tokens where all scores have a gradient.
+// The options, inputs and outputs of one backward call. Its `rows` are the kept rows, or all tokens where the scores of
+// all tokens have a gradient.
 struct PruneBackward {
   Scoring scoring;
   float scale;
-  bool masked;               // rows with a score of -inf have no gradient of it
+  bool masked;  // whether a score of -inf means a masked row, which gets no gradient of its score
   int64_t token_count, keep;
   const int64_t* index;      // [segments, keep], ascending
   const float* score;        // [segments, rows.count]

@@ -1,33 +1,9 @@
 // prune_tokens and prune_tokens_backward on the CPU.
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
-#include <string>
-#include <tuple>
-
-#include "common/huge_pages.h"
+#include "common/tensor_views.h"
 #include "prune_tokens/prune_tokens_cpu.h"
 
 namespace bridge_stg {
 namespace {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
-
-ElementType element_type(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float:
-      return ElementType::kFloat32;
-    case ScalarType::BFloat16:
-      return ElementType::kBFloat16;
-    case ScalarType::Half:
-      return ElementType::kFloat16;
-    default:
-      STD_TORCH_CHECK(false, "prune_tokens: the native backend takes float32, bfloat16 and float16.");
-  }
-}
 
 Scoring scoring_of(const std::string& scoring, const std::string& reduce) {
   STD_TORCH_CHECK(scoring == "dot" || scoring == "cosine", "prune_tokens: unknown scoring '", scoring, "'.");
@@ -37,44 +13,15 @@ Scoring scoring_of(const std::string& scoring, const std::string& reduce) {
           reduce == "max" ? Reduce::kMax : (reduce == "mean" ? Reduce::kMean : Reduce::kLogSumExp)};
 }
 
-// Rows whose elements lie side by side are read where they are.
-Tensor with_dense_rows(const Tensor& x) { return x.stride(2) == 1 ? x : torch::stable::contiguous(x); }
-
 TokenRows rows_of(const Tensor& x) {
-  return {element_type(x), x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.stride(0), x.stride(1)};
+  return {element_type(x.scalar_type()), x.const_data_ptr(), x.size(0), x.size(1), x.size(2), x.stride(0), x.stride(1)};
 }
 
 QueryView view_of(const Tensor& x) {
-  return {element_type(x), x.const_data_ptr(), x.size(1), x.stride(0), x.stride(1), x.stride(2)};
+  return {element_type(x.scalar_type()), x.const_data_ptr(), x.size(1), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-Workers workers() {
-  return {torch::stable::get_num_threads(), [](int64_t units, const std::function<void(int64_t, int64_t)>& task) {
-            if (units > 0) torch::stable::parallel_for(0, units, 1, task);
-          }};
-}
-
-template <typename T>
-T* fill_of(const Tensor& x) {
-  return static_cast<T*>(x.mutable_data_ptr());
-}
-
-const float* data_of(const MaybeTensor& x) {
-  return x.has_value() ? static_cast<const float*>(x->const_data_ptr()) : nullptr;
-}
-
-MaybeTensor dense(const MaybeTensor& x) {
-  return x.has_value() ? MaybeTensor(torch::stable::contiguous(*x)) : std::nullopt;
-}
-
-Tensor new_tensor(const Tensor& like, std::vector<int64_t> shape, ScalarType type) {
-  Tensor made = torch::stable::new_empty(like, shape, type);
-  advise_huge_pages(made.mutable_data_ptr(), made.numel() * static_cast<int64_t>(made.element_size()));
-  return made;
-}
-
-// Zeros [segments, count, width]. The system clears fresh memory anyway: large tensors take it from there, so that they
-// are not cleared a second time.
+// Returns zeros [segments, count, width]. A large tensor takes its memory from the system, which has cleared it.
 Tensor new_zeros(const Tensor& like, int64_t segments, int64_t count, int64_t width) {
   const int64_t bytes = segments * count * width * static_cast<int64_t>(like.element_size());
   void* memory = map_zeros(bytes);
@@ -88,7 +35,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prune_tokens(Tensor tokens, Tensor qu
                                                         std::string scoring, std::string reduce, double scale,
                                                         MaybeTensor mask, bool return_scores) {
   const Tensor x = with_dense_rows(tokens);
-  const MaybeTensor visible = dense(mask);
+  const MaybeTensor visible = contiguous(mask);
   const int64_t segments = x.size(0), count = x.size(1), width = x.size(2);
   STD_TORCH_CHECK(keep >= 1 && keep <= count, "prune_tokens: keep must be in 1..", count, ", got ", keep, ".");
   const Tensor kept = new_tensor(tokens, {segments, keep, width}, tokens.scalar_type());
@@ -96,12 +43,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> prune_tokens(Tensor tokens, Tensor qu
   const Tensor score = new_tensor(tokens, {segments, keep}, ScalarType::Float);
   const Tensor scores = new_tensor(
       tokens, return_scores ? std::vector<int64_t>{segments, count} : std::vector<int64_t>{0}, ScalarType::Float);
-  prune_forward(rows_of(x), view_of(queries),
-                {scoring_of(scoring, reduce), static_cast<float>(scale), keep,
-                 visible.has_value() ? static_cast<const bool*>(visible->const_data_ptr()) : nullptr,
-                 kept.mutable_data_ptr(), fill_of<int64_t>(index), fill_of<float>(score),
-                 return_scores ? fill_of<float>(scores) : nullptr},
-                prune_kernels(simd_level()), workers());
+  prune_forward(
+      rows_of(x), view_of(queries),
+      {scoring_of(scoring, reduce), static_cast<float>(scale), keep, data_of<bool>(visible), kept.mutable_data_ptr(),
+       fill_of<int64_t>(index), fill_of(score), return_scores ? fill_of(scores) : nullptr},
+      kernels_of<PruneKernels>(simd_level()), torch_workers());
   return {kept, index, score, scores};
 }
 
@@ -114,10 +60,10 @@ std::tuple<Tensor, Tensor> prune_tokens_backward(MaybeTensor grad_kept, MaybeTen
   STD_TORCH_CHECK(!all || tokens.has_value(), "prune_tokens: the gradient of all scores needs all tokens.");
   const Tensor rows = with_dense_rows(all ? *tokens : kept);
   const Tensor row_scores = torch::stable::contiguous(all ? scores : score), picks = torch::stable::contiguous(index);
-  const MaybeTensor d_score = dense(grad_score), d_scores = dense(grad_scores);
-  const MaybeTensor d_kept = grad_kept.has_value() ? MaybeTensor(with_dense_rows(*grad_kept)) : std::nullopt;
+  const MaybeTensor d_score = contiguous(grad_score), d_scores = contiguous(grad_scores);
+  const MaybeTensor d_kept = with_dense_rows(grad_kept);
   const int64_t segments = kept.size(0), keep = kept.size(1), width = kept.size(2);
-  const int64_t* pick = static_cast<const int64_t*>(picks.const_data_ptr());
+  const int64_t* pick = data_of<int64_t>(picks);
   for (int64_t j = 0; j < segments * keep; ++j) {
     STD_TORCH_CHECK(pick[j] >= (j % keep == 0 ? 0 : pick[j - 1] + 1) && pick[j] < token_count,
                     "prune_tokens: index must ascend within 0..", token_count - 1, ", got ", pick[j], ".");
@@ -126,12 +72,20 @@ std::tuple<Tensor, Tensor> prune_tokens_backward(MaybeTensor grad_kept, MaybeTen
       need_tokens ? new_zeros(kept, segments, token_count, width) : torch::stable::new_empty(kept, {0});
   const Tensor d_queries = need_queries ? torch::stable::new_empty(queries, {segments, queries.size(1), width})
                                         : torch::stable::new_empty(queries, {0});
-  PruneBackward call{scoring_of(scoring, reduce), static_cast<float>(scale), masked, token_count, keep, pick,
-                     data_of(row_scores), data_of(d_score), data_of(d_scores), {},
+  PruneBackward call{scoring_of(scoring, reduce),
+                     static_cast<float>(scale),
+                     masked,
+                     token_count,
+                     keep,
+                     pick,
+                     data_of(row_scores),
+                     data_of(d_score),
+                     data_of(d_scores),
+                     {},
                      need_tokens ? d_tokens.mutable_data_ptr() : nullptr,
                      need_queries ? d_queries.mutable_data_ptr() : nullptr};
   if (d_kept.has_value() && need_tokens) call.grad_kept = rows_of(*d_kept);
-  prune_backward(rows_of(rows), view_of(queries), call, prune_kernels(simd_level()), workers());
+  prune_backward(rows_of(rows), view_of(queries), call, kernels_of<PruneKernels>(simd_level()), torch_workers());
   return {d_tokens, d_queries};
 }
 

@@ -3,29 +3,18 @@
 #include "attend_memory/attend_memory_cpu.h"
 
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <random>
 #include <vector>
 
 #include "attend_memory/head_products.h"
+#include "common/test_check.h"
 
 namespace bridge_stg {
 namespace {
 
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                             \
-    }                                                                           \
-  } while (false)
-
 using Floats = std::vector<float>;
 
-const Parallel kSerial = [](int64_t units, const std::function<void(int64_t, int64_t)>& task) {
-  for (int64_t i = units; i-- > 0;) task(i, i + 1);  // in no helpful order
-};
+const Workers kThreads = thread_workers(3);
 
 Floats draw(int64_t count, unsigned seed) {
   std::mt19937 random(seed);
@@ -36,14 +25,6 @@ Floats draw(int64_t count, unsigned seed) {
 }
 
 bool near(double found, double wanted) { return std::fabs(found - wanted) <= 2e-5 * (1.0 + std::fabs(wanted)); }
-
-std::vector<SimdLevel> levels() {
-  std::vector<SimdLevel> usable;
-  for (const SimdLevel level : {SimdLevel::kScalar, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
-    if (level <= simd_level()) usable.push_back(level);
-  }
-  return usable;
-}
 
 void test_product(const AttendKernels& kernels) {
   for (const int64_t rows : {1, 5, 12, 13, 37}) {
@@ -139,19 +120,19 @@ void test_attention(const AttendKernels& kernels, int64_t rows, int64_t keys, in
   const Floats query = draw(rows * width, 10), memory = draw(keys * width, 11), bias = draw(keys, 12);
   const float scale = 1.0f / std::sqrt(static_cast<float>(width));
   const Wanted wanted = plain(query, memory, bias, rows, keys, width, scale);
-  const Memory view{ElementType::kFloat32, 1,           keys,   width, {memory.data(), keys * width, width},
-                    {},                    bias.data(), nullptr};
+  const Memory view{ElementType::kFloat32, 1,      keys, width, {memory.data(), keys * width, width}, {},
+                    bias.data(),           nullptr};
   const auto size = [](int64_t count) { return static_cast<size_t>(count); };
   Floats out(size(rows * width), NAN), lse(size(rows), NAN), mass(size(keys), NAN);
   Floats stash(size(keys * stash_columns(rows)), NAN), d_score(stash.size(), NAN), d_query(out.size(), NAN);
   Floats d_bias(size(keys), NAN), d_memory(memory.size(), NAN), d_position(memory.size(), NAN);
-  const Attention attention(view, rows, kernels, kSerial);
+  const Attention attention(view, rows, kernels, kThreads);
   attention.forward({rows, scale, query.data(), out.data(), lse.data(), mass.data(), stash.data()});
   const Floats ones(size(rows * width), 1.0f);
   attention.backward({rows, scale, query.data(), lse.data(), stash.data(), true, ones.data(), ones.data(),
                       d_score.data(), d_query.data(), d_bias.data()});
   memory_gradient(view, {{rows, query.data(), ones.data(), stash.data(), d_score.data()}},
-                  {d_memory.data(), d_position.data()}, kernels, kSerial);
+                  {d_memory.data(), d_position.data()}, kernels, kThreads);
   double all = 0.0;
   for (const float value : mass) all += value;
   CHECK(near(all, static_cast<double>(rows)));
@@ -176,9 +157,9 @@ void test_head_products(const AttendKernels& kernels) {
   const Floats narrow = draw(shape.count * narrow_row, 20), weight = draw(narrow_row * shape.width, 21);
   Floats wide(static_cast<size_t>(shape.count * shape.heads * shape.width), NAN), back(narrow.size(), NAN);
   Floats product(weight.size(), NAN);
-  expand_heads(shape, narrow.data(), weight.data(), wide.data(), kernels, kSerial);
-  contract_heads(shape, wide.data(), weight.data(), back.data(), kernels, kSerial);
-  correlate_heads(shape, narrow.data(), wide.data(), product.data(), kernels, kSerial);
+  expand_heads(shape, narrow.data(), weight.data(), wide.data(), kernels, kThreads);
+  contract_heads(shape, wide.data(), weight.data(), back.data(), kernels, kThreads);
+  correlate_heads(shape, narrow.data(), wide.data(), product.data(), kernels, kThreads);
   // <expand(x), expand(x)> = <x, contract(expand(x))> = <weight, correlate(x, expand(x))>.
   double squares = 0.0, through_back = 0.0, through_weight = 0.0;
   for (const float value : wide) squares += double{value} * value;
@@ -198,8 +179,8 @@ void test_head_products(const AttendKernels& kernels) {
 }  // namespace bridge_stg
 
 int main() {
-  for (const bridge_stg::SimdLevel level : bridge_stg::levels()) {
-    const bridge_stg::AttendKernels& kernels = bridge_stg::attend_kernels(level);
+  for (const bridge_stg::SimdLevel level : bridge_stg::simd_levels()) {
+    const bridge_stg::AttendKernels& kernels = bridge_stg::kernels_of<bridge_stg::AttendKernels>(level);
     bridge_stg::test_product(kernels);
     bridge_stg::test_transpose(kernels);
     bridge_stg::test_attention(kernels, 3, 5, 7);

@@ -1,26 +1,16 @@
 // Unit tests of patchify_frames, run by ctest: tables, layout, normalisation, rounding, SIMD levels, CUDA tiles.
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <random>
 #include <set>
 #include <vector>
 
-#include "common/half.h"
+#include "common/test_check.h"
 #include "patchify_frames/patchify_frames_cpu.h"
 #include "patchify_frames/tile_plan.h"
 
 namespace bridge_stg {
 namespace {
-
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                             \
-    }                                                                           \
-  } while (false)
 
 constexpr double kMean[3] = {0.48145466, 0.4578275, 0.40821073}, kStd[3] = {0.26862954, 0.26130258, 0.27577711};
 constexpr double kZero[3] = {0, 0, 0}, kOne[3] = {1, 1, 1};
@@ -76,12 +66,13 @@ void test_index_map() {
 
 void test_normalization() {
   for (const double* mean : {kMean, kOne}) {
-    const Normalization table = make_normalization(mean, kStd, 1.0 / 255, PixelType::kFloat32);
+    const Normalization table = make_normalization(mean, kStd, 1.0 / 255, ElementType::kFloat32);
     CHECK(table.reciprocal_is_exact);
-    CHECK(table.channel[1].value[200] == (200.0f - static_cast<float>(mean[1]) * 255.0f) / (static_cast<float>(kStd[1]) * 255.0f));
+    CHECK(table.channel[1].value[200] ==
+          (200.0f - static_cast<float>(mean[1]) * 255.0f) / (static_cast<float>(kStd[1]) * 255.0f));
   }
   const double tiny[3] = {1e-44, 1, 1};
-  CHECK(!make_normalization(kMean, tiny, 1.0 / 255, PixelType::kFloat32).reciprocal_is_exact);
+  CHECK(!make_normalization(kMean, tiny, 1.0 / 255, ElementType::kFloat32).reciprocal_is_exact);
 }
 
 float half_value(uint16_t bits) {
@@ -139,10 +130,11 @@ Clip make_clip(std::mt19937& random, int64_t height, int64_t width, int64_t out_
   return clip;
 }
 
-std::vector<uint8_t> patchify(const std::vector<VideoView>& views, const PatchLayout& layout, Interpolation interpolation,
-                              const Normalization& normalization, SimdLevel level, int64_t pieces) {
+std::vector<uint8_t> patchify(const std::vector<VideoView>& views, const PatchLayout& layout,
+                              Interpolation interpolation, const Normalization& normalization, SimdLevel level,
+                              int64_t pieces) {
   const FramePatcher patcher(views, layout, interpolation, normalization, level);
-  std::vector<uint8_t> out(patcher.rows() * patcher.columns() * pixel_size(normalization.type), 0xa5);
+  std::vector<uint8_t> out(patcher.rows() * patcher.columns() * element_size(normalization.type), 0xa5);
   for (int64_t piece = pieces - 1; piece >= 0; --piece) {
     patcher.run(patcher.units() * piece / pieces, patcher.units() * (piece + 1) / pieces, out.data());
   }
@@ -155,7 +147,7 @@ const int64_t kShapes[][4] = {{40, 50, 112, 224}, {224, 300, 112, 224}, {300, 22
 
 void test_simd_levels() {
   std::mt19937 random(1);
-  for (const PixelType type : {PixelType::kFloat32, PixelType::kBFloat16, PixelType::kFloat16}) {
+  for (const ElementType type : {ElementType::kFloat32, ElementType::kBFloat16, ElementType::kFloat16}) {
     for (const Interpolation interpolation : {Interpolation::kBicubic, Interpolation::kBilinear}) {
       const Normalization normalization = make_normalization(kMean, kStd, 1.0 / 255, type);
       for (const auto& shape : kShapes) {
@@ -164,8 +156,9 @@ void test_simd_levels() {
           const PatchLayout layout{interleaved ? 16 : 14, 2, 1};
           const std::vector<uint8_t> plain =
               patchify({clip.view}, layout, interpolation, normalization, SimdLevel::kScalar, 1);
-          for (int level = 1; level <= static_cast<int>(simd_level()); ++level) {
-            CHECK(plain == patchify({clip.view}, layout, interpolation, normalization, SimdLevel(level), level + 1));
+          for (const SimdLevel level : simd_levels()) {
+            CHECK(plain ==
+                  patchify({clip.view}, layout, interpolation, normalization, level, static_cast<int64_t>(level) + 1));
           }
         }
       }
@@ -182,10 +175,14 @@ std::vector<std::vector<double>> exact_weights(int64_t in, int64_t out, bool bic
     double total = 0;
     for (int64_t j = 0; j < in; ++j) {
       const double center = scale * (i + 0.5), x = std::abs(j + 0.5 - center) / stretch;
-      if (j < static_cast<int64_t>(center - support + 0.5) || j >= static_cast<int64_t>(center + support + 0.5)) continue;
-      if (!bicubic) weights[i][j] = std::max(1 - x, 0.0);
-      else if (x < 1) weights[i][j] = (1.5 * x - 2.5) * x * x + 1;
-      else if (x < 2) weights[i][j] = ((-0.5 * x + 2.5) * x - 4) * x + 2;
+      if (j < static_cast<int64_t>(center - support + 0.5) || j >= static_cast<int64_t>(center + support + 0.5))
+        continue;
+      if (!bicubic)
+        weights[i][j] = std::max(1 - x, 0.0);
+      else if (x < 1)
+        weights[i][j] = (1.5 * x - 2.5) * x * x + 1;
+      else if (x < 2)
+        weights[i][j] = ((-0.5 * x + 2.5) * x - 4) * x + 2;
       total += weights[i][j];
     }
     for (double& weight : weights[i]) weight /= total;
@@ -229,20 +226,7 @@ void test_tiles() {
       const bool bicubic = layout.patch != 7;
       if (shape[2] % (layout.patch * layout.merge) || shape[3] % (layout.patch * layout.merge)) continue;
       const Clip clip = make_clip(random, shape[0], shape[1], shape[2], shape[3], layout.patch == 16);
-      TileVideo video{};
-      video.pixels = clip.view.pixels;
-      video.frame_index = clip.view.frame_index;
-      video.index_stride = 1;
-      video.frames = clip.view.frames;
-      video.count = clip.view.count;
-      video.frame_stride = clip.view.frame_stride;
-      video.channel_stride = clip.view.channel_stride;
-      video.row_stride = clip.view.row_stride;
-      video.pixel_stride = clip.view.pixel_stride;
-      video.height = static_cast<int32_t>(shape[0]);
-      video.width = static_cast<int32_t>(shape[1]);
-      video.out_height = static_cast<int32_t>(shape[2]);
-      video.out_width = static_cast<int32_t>(shape[3]);
+      TileVideo video = tile_video(clip.view);
       CHECK(plan_tile(video, layout, bicubic));
       CHECK(tile_bytes(video, layout) <= kTileMostBytes);
       chunked += video.chunked;
@@ -264,7 +248,8 @@ void test_tiles() {
         }
       }
       std::vector<std::vector<double>> planes;
-      for (int64_t plane = 0; plane < 9; ++plane) planes.push_back(exact_plane(clip.view, plane / 3, plane % 3, bicubic));
+      for (int64_t plane = 0; plane < 9; ++plane)
+        planes.push_back(exact_plane(clip.view, plane / 3, plane % 3, bicubic));
       int64_t position = 0;
       std::vector<int64_t> place(groups * gh * gw);
       for (int64_t patch = 0; patch < groups * gh * gw; ++patch) {

@@ -1,30 +1,22 @@
 // Unit tests of prune_tokens, run by ctest: selection, scores and gradients in double, SIMD levels, threads.
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <numeric>
 #include <random>
 #include <vector>
 
+#include "common/test_check.h"
 #include "prune_tokens/prune_tokens_cpu.h"
 #include "prune_tokens/select.h"
 
 namespace bridge_stg {
 namespace {
 
-#define CHECK(condition)                                                        \
-  do {                                                                          \
-    if (!(condition)) {                                                         \
-      std::fprintf(stderr, "%s:%d: %s does not hold\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                             \
-    }                                                                           \
-  } while (false)
-
 void test_selection() {
   std::mt19937 random(0);
-  const float special[] = {0.0f, -0.0f, 1.0f, -1.0f, NAN, INFINITY, -INFINITY, std::numeric_limits<float>::max(), 1e-40f};
+  const float special[] = {0.0f,  -0.0f, 1.0f, -1.0f, NAN, INFINITY, -INFINITY, std::numeric_limits<float>::max(),
+                           1e-40f};
   CHECK(order_key(0.0f) == order_key(-0.0f) && order_key(-INFINITY) > kNanKey && kNanKey > kMaskedKey);
   CHECK(order_key(1e-40f) > order_key(0.0f) && order_key(-1.0f) > order_key(-2.0f));
   CHECK(order_key(INFINITY) > order_key(std::numeric_limits<float>::max()));
@@ -42,9 +34,9 @@ void test_selection() {
     std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return keys[a] > keys[b]; });
     expected.assign(order.begin(), order.begin() + keep);
     std::sort(expected.begin(), expected.end());
-    for (int level = 0; level <= static_cast<int>(simd_level()); ++level) {
+    for (const SimdLevel level : simd_levels()) {
       std::vector<int64_t> found(keep);
-      select_highest(keys.data(), count, keep, prune_kernels(SimdLevel(level)).count_at_least, found.data());
+      select_highest(keys.data(), count, keep, kernels_of<PruneKernels>(level).count_at_least, found.data());
       CHECK(found == expected);
     }
   }
@@ -77,12 +69,6 @@ std::vector<T> draw(std::mt19937& random, int64_t size) {
   std::vector<T> values(size);
   for (T& value : values) from_float(normal(random), &value);
   return values;
-}
-
-Workers workers(int64_t count) {
-  return {count, [](int64_t units, const std::function<void(int64_t, int64_t)>& task) {
-            for (int64_t unit = units - 1; unit >= 0; --unit) task(unit, unit + 1);
-          }};
 }
 
 template <typename T>
@@ -128,17 +114,25 @@ Results<T> solve(const Problem<T>& problem, bool all_scores, SimdLevel level, in
   r.index.resize(s.segments * s.keep);
   r.score.resize(s.segments * s.keep);
   r.scores.resize(s.segments * s.count);
-  const PruneKernels& kernels = prune_kernels(level);
+  const PruneKernels& kernels = kernels_of<PruneKernels>(level);
   prune_forward(problem.rows(problem.tokens, s.count), problem.query(),
                 {problem.scoring, problem.scale, s.keep, nullptr, r.kept.data(), r.index.data(), r.score.data(),
                  all_scores ? r.scores.data() : nullptr},
-                kernels, workers(threads));
-  const PruneBackward call{problem.scoring, problem.scale, false, s.count, s.keep, r.index.data(),
-                           all_scores ? r.scores.data() : r.score.data(), problem.grad_score.data(),
-                           all_scores ? problem.grad_scores.data() : nullptr, problem.rows(problem.grad_kept, s.keep),
-                           r.d_tokens.data(), r.d_queries.data()};
+                kernels, thread_workers(threads));
+  const PruneBackward call{problem.scoring,
+                           problem.scale,
+                           false,
+                           s.count,
+                           s.keep,
+                           r.index.data(),
+                           all_scores ? r.scores.data() : r.score.data(),
+                           problem.grad_score.data(),
+                           all_scores ? problem.grad_scores.data() : nullptr,
+                           problem.rows(problem.grad_kept, s.keep),
+                           r.d_tokens.data(),
+                           r.d_queries.data()};
   prune_backward(all_scores ? problem.rows(problem.tokens, s.count) : problem.rows(r.kept, s.keep), problem.query(),
-                 call, kernels, workers(threads));
+                 call, kernels, thread_workers(threads));
   return r;
 }
 
@@ -214,11 +208,11 @@ void test_problems(double tolerance) {
       for (const Reduce reduce : {Reduce::kMax, Reduce::kMean, Reduce::kLogSumExp}) {
         const Problem<T> problem(random, sizes, {cosine, reduce});
         for (const bool all_scores : {false, true}) {
-          for (int level = 0; level <= static_cast<int>(simd_level()); ++level) {
-            const Results<T> first = solve(problem, all_scores, SimdLevel(level), 1);
+          for (const SimdLevel level : simd_levels()) {
+            const Results<T> first = solve(problem, all_scores, level, 1);
             check_against_double(problem, first, all_scores, tolerance);
             for (const int64_t threads : {2, 5}) {
-              const Results<T> again = solve(problem, all_scores, SimdLevel(level), threads);
+              const Results<T> again = solve(problem, all_scores, level, threads);
               CHECK(first.index == again.index && first.score == again.score && first.scores == again.scores);
               CHECK(same(first.d_tokens, again.d_tokens) && same(first.d_queries, again.d_queries));
             }
@@ -243,8 +237,8 @@ void test_cosine_range() {
     for (size_t i = 0; i < scaled.tokens.size(); ++i) {
       from_float(std::ldexp(to_float(scaled.tokens[i]), exponent(i / 37)), &scaled.tokens[i]);
     }
-    for (int level = 0; level <= static_cast<int>(simd_level()); ++level) {
-      const Results<T> plain = solve(problem, true, SimdLevel(level), 1), found = solve(scaled, true, SimdLevel(level), 2);
+    for (const SimdLevel level : simd_levels()) {
+      const Results<T> plain = solve(problem, true, level, 1), found = solve(scaled, true, level, 2);
       CHECK(plain.scores == found.scores && plain.index == found.index && same(plain.d_queries, found.d_queries));
       for (size_t i = 0; i < plain.d_tokens.size(); ++i) {
         CHECK(std::ldexp(to_float(plain.d_tokens[i]), -exponent(i / 37)) == to_float(found.d_tokens[i]));
@@ -256,8 +250,8 @@ void test_cosine_range() {
       from_float(value, &scaled.tokens[0]);
       const float stored = to_float(scaled.tokens[0]), first = to_float(problem.queries[0]);
       if (reduce == Reduce::kMax && stored == value) scaled.queries.assign(scaled.queries.size(), problem.queries[0]);
-      for (int level = 0; level <= static_cast<int>(simd_level()); ++level) {
-        const Results<T> found = solve(scaled, true, SimdLevel(level), 1);
+      for (const SimdLevel level : simd_levels()) {
+        const Results<T> found = solve(scaled, true, level, 1);
         const float score = found.scores[0];
         if (stored == INFINITY) CHECK(std::isnan(score));
         if (stored == 0.0f) CHECK(to_float(found.d_tokens[0]) == 0.0f);
