@@ -185,7 +185,7 @@ def _query_gradient(
         rows.length,
         query_count,
         splits,
-        *x_strides,
+        x_strides,
         WIDTH=width,
         BLOCK_N=32,
         BLOCK_Q=config.block_q,

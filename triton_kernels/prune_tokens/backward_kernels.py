@@ -174,9 +174,7 @@ def query_kernel(
     length,
     query_count,
     splits,
-    x_stride_b,
-    x_stride_n,
-    x_stride_d,
+    x_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -198,11 +196,11 @@ def query_kernel(
     if PACKED:
         start = tl.load(offsets + segment).to(tl.int64)
         size = (tl.load(offsets + segment + 1) - start).to(tl.int32)
-        x += start * x_stride_n
+        x += start * x_stride[1]
     else:
         start = segment * length
         size = length
-        x += segment * x_stride_b
+        x += segment * x_stride[0]
     part = (size + splits - 1) // splits
     first = split * part
     last = tl.minimum(first + part, size)
@@ -218,7 +216,7 @@ def query_kernel(
         if MASKED:
             valid = valid & (tl.load(score + start + row, mask=valid, other=0.0) != float("-inf"))
         values = tl.load(
-            x + row.to(tl.int64)[:, None] * x_stride_n + d.to(tl.int64)[None, :] * x_stride_d,
+            x + row.to(tl.int64)[:, None] * x_stride[1] + d.to(tl.int64)[None, :] * x_stride[2],
             mask=valid[:, None] & (d < WIDTH)[None, :],
             other=0.0,
         )  # [BLOCK_N, BLOCK_D]
