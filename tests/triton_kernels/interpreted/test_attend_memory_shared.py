@@ -1,15 +1,15 @@
-"""The deferred gradient of the memory in the interpreter: the sum of what each layer gives alone."""
+"""The gradient of a shared memory in the interpreter: the sum of what each layer gives alone."""
 
 from __future__ import annotations
 
-import importlib
 import math
 
 import pytest
 import torch
-from bridge_stg.triton_kernels.attend_memory.shared_backward import HubLayer, hub_backward
+from bridge_stg.triton_kernels.attend_memory.records import AttentionBackward, AttentionInputs
+from bridge_stg.triton_kernels.attend_memory.shared_backward import LayerRows, memory_gradients
 
-op = importlib.import_module("bridge_stg.ops.attend_memory.api")
+from bridge_stg.ops.attend_memory.reference import reference, reference_backward
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
@@ -22,25 +22,25 @@ def normal(*shape, dtype=torch.float32):
 
 
 def layer_and_gradients(memory, position, bias, key_mask, rows, scale):
-    """One layer as the hub takes it, and its d memory and d position from the float64 reference."""
+    """What a layer adds to the gradient, and its d memory and d position from the float64 reference."""
     batch, _, width = memory.shape
     query, d_out = normal(batch, rows, width, dtype=memory.dtype), normal(batch, rows, width, dtype=memory.dtype)
     d_lse = normal(batch, rows).double()
     wide = [None if x is None else x.double() for x in (query, memory, position, bias)]
-    sides = (*wide, key_mask, None, None)
-    out, lse, _, probability = op.reference(*sides, scale, False, True)
+    inputs = AttentionInputs(*wide, key_mask, None, None, scale)
+    out, lse, _, saved = reference(inputs, False, True)
     delta = (d_out.double() * out).sum(-1) - d_lse
-    _, d_memory, d_position, _ = op.reference_backward(
-        d_out.double(), d_lse, *sides, lse, probability, scale, False, True, position is not None, False
-    )
-    layer = HubLayer(query, d_out, lse.float(), delta.float(), bias, key_mask, scale)
+    call = AttentionBackward(inputs, d_out.double(), d_lse, lse, saved, False, True, position is not None, False)
+    _, d_memory, d_position, _ = reference_backward(call)
+    layer = LayerRows(query, d_out, lse.float(), delta.float(), bias, key_mask, scale)
     return layer, d_memory, d_position
 
 
 def check(memory, position, parts, need_position=True, tolerance=2e-4):
-    d_memory, d_position = hub_backward([part[0] for part in parts], memory, position, need_position)
+    need_position = need_position and position is not None
+    d_memory, d_position = memory_gradients([part[0] for part in parts], memory, position, need_position)
     torch.testing.assert_close(d_memory.double(), sum(part[1] for part in parts), rtol=tolerance, atol=tolerance)
-    if position is None or not need_position:
+    if not need_position:
         assert d_position is None
     else:
         torch.testing.assert_close(d_position.double(), sum(p[2] for p in parts), rtol=tolerance, atol=tolerance)
@@ -86,5 +86,5 @@ def test_one_mask_of_all_layers_hides_what_rows_hold():
 def test_twice_the_same_bits():
     memory = normal(2, 70, 64)
     layers = [layer_and_gradients(memory, None, normal(2, 70), None, 20, 0.2)[0] for _ in range(3)]
-    first, second = (hub_backward(layers, memory, None)[0] for _ in range(2))
+    first, second = (memory_gradients(layers, memory, None, False)[0] for _ in range(2))
     assert torch.equal(first, second)
