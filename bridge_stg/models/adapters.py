@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -12,9 +11,12 @@ from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import PreTrainedConfig
 
 from ..errors import ModelError
 from ..files import atomic_path, write_text
+from .backbone_loading import build_from_backbone, reread_backbone
+from .backbones import fingerprint
 from .configuration_bridge_stg import BridgeSTGConfig
 from .saved_folder import LOADING, is_dtype, one_line, read_json, read_saved_config
 
@@ -39,7 +41,7 @@ class BackboneMixin:
     @classmethod
     def from_backbone(
         cls,
-        name_or_folder: str | os.PathLike[str],
+        name_or_folder: str | os.PathLike[str] | PreTrainedConfig,
         *,
         processor: Mapping[str, Any] | None = None,
         dtype: torch.dtype | str = "auto",
@@ -52,7 +54,9 @@ class BackboneMixin:
         stays in fp32.
 
         Args:
-            name_or_folder: a folder in the family's published format, or a name on the Hugging Face Hub.
+            name_or_folder: a folder in the family's published format, or a name on the Hugging Face Hub. A
+                configuration of the family in place of it reads no file: the model is on the meta device, which holds
+                shapes and no numbers, and its tokenizer knows special tokens alone.
             processor: fields of `BridgeSTGProcessor` that differ from what the checkpoint says.
             dtype: of the backbone; "auto" takes that of the checkpoint.
             attn_implementation: of the backbone: "flash_attention_2", "sdpa" or "eager".
@@ -62,8 +66,6 @@ class BackboneMixin:
             ModelError: no such checkpoint, another family, or files are missing.
             ConfigError: a field is unknown or out of range.
         """
-        from .backbone_loading import build_from_backbone
-
         return build_from_backbone(
             cls,
             name_or_folder,
@@ -240,8 +242,6 @@ class BackboneMixin:
         Raises:
             ModelError: files are missing or broken, or the backbone is not the one that was adapted.
         """
-        from .backbone_loading import reread_backbone
-
         path = Path(folder)
         record = _read_record(path / RECORD_FILE)
         config = config or read_saved_config(path)
@@ -300,25 +300,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not is_dtype(record["dtype"]):
         raise ModelError(f"{path} is wrong: dtype must be one of torch's, got {record['dtype']!r}.")
     return record
-
-
-def fingerprint(backbone: Any) -> str:
-    """Sixteen hex digits of a backbone: its family, its size and a sample of its weights, rounded to bf16.
-
-    The same weights in fp32 and in bf16 agree; another size, another family or a fine-tuned copy do not.
-    """
-    text, inner = backbone.config.text_config, backbone.model
-    first, last = inner.language_model.layers[0], inner.language_model.layers[-1]
-    sample = (
-        inner.visual.patch_embed.proj.weight[0],
-        first.self_attn.q_proj.weight[0],
-        last.self_attn.o_proj.weight[-1],
-        inner.language_model.norm.weight,
-    )
-    digest = hashlib.sha256(f"{backbone.config.model_type} {text.num_hidden_layers} {text.hidden_size}".encode())
-    for tensor in sample:
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _with_adapter_name(key: str) -> str:
