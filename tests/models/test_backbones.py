@@ -66,7 +66,7 @@ def test_states_up_to_the_bridging_tokens_are_those_of_the_stock_model(model_typ
 @families
 def test_grounding_prefills_once_and_bridges_on_the_same_cache(model_type, load_backbone, videos, monkeypatch):
     model = load_backbone(model_type)
-    monkeypatch.setattr("bridge_stg.models.grounding._read_answer", lambda text, times, duration: (0.0, 0.5))
+    monkeypatch.setattr("bridge_stg.models.grounding.read_answer", lambda text, times, duration: (0.0, 0.5))
     lengths, unread = [], []
     bridge = CachedDecoding.bridge
 
