@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..errors import ConfigError, ModelError
 from .backbones import BackboneFamily, family_of, fingerprint
-from .configuration_bridge_stg import BridgeSTGConfig
+from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
 from .processing_bridge_stg import BridgeSTGProcessor
 from .processor_settings import check_processor_settings
 from .saved_folder import LOADING, one_line, read_json
@@ -36,7 +35,7 @@ def build_from_backbone(
     spatial_config: Mapping[str, Any],
 ) -> Any:
     """See `BridgeSTGForVideoGrounding.from_backbone`."""
-    count = spatial_config.get("bridge_tokens", inspect.signature(BridgeSTGConfig).parameters["bridge_tokens"].default)
+    count = spatial_config.get("bridge_tokens", BridgeSTGConfig.bridge_tokens)
     if isinstance(source, PreTrainedConfig):
         name = source.name_or_path or source.model_type
         settings = _sizes(source.vision_config) | {"bridge_tokens": count}
@@ -59,8 +58,7 @@ def build_from_backbone(
         "backbone_name": name,
         "backbone_fingerprint": mark,
     }
-    known = inspect.signature(BridgeSTGConfig).parameters.keys() - fields.keys() - {"backbone_config", "kwargs"}
-    if unknown := sorted(spatial_config.keys() - known - {"bridge_layers"}):
+    if unknown := sorted(spatial_config.keys() - MODEL_RULES.keys()):
         raise ConfigError(f"{unknown[0]!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
     attention = backbone.config._attn_implementation
     try:
