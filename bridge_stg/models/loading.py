@@ -12,7 +12,8 @@ from ..errors import ConfigError, ModelError
 from .adapters import is_adapter_folder
 from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
 from .grounding import BridgeSTGForVideoGrounding
-from .saved_folder import one_line, read_saved_config, read_saved_processor
+from .model_files import one_line
+from .saved_folder import read_saved_config, read_saved_processor
 
 
 def shipped_model() -> Path:
@@ -49,7 +50,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # they are named below, in one sentence
         )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
-        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {one_line(error)}") from error
+        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {one_line(error)}.") from error
     if missing := sorted(loading["missing_keys"]):
         if settings:
             raise ConfigError(f"The settings need weights that {folder} does not have, such as {missing[0]}.")

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from ..errors import BridgeSTGError, ModelError, SampleError
 from ..ops import patchify_videos
 from ..settings import show
-from .processor_files import PROCESSOR_FILE, check_template, save_whole, unreadable
+from .model_files import PROCESSOR_FILE, check_template, save_whole, unreadable
 from .processor_settings import PROCESSOR_RULES, check_processor_settings, is_slip
 
 # What `transformers` writes into processor_config.json beside the constructor's arguments.
