@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data import GroundingSample, read_samples
+from ..data.clip import check_shape
 from ..data.frame_sampling import clip_frames
 from ..data.time_base import align_to_video
 from ..data.video import VideoInfo, decode_frames, probe
@@ -21,7 +22,7 @@ from ..evaluation import Prediction
 from ..files import beside
 from ..json_text import dump_json, parse_json
 from ..models import BridgeSTGForVideoGrounding, BridgeSTGProcessor
-from ..models.grounding import ClipPrediction, check_shape, source_tube
+from ..models.grounding import ClipPrediction, source_tube
 from .resumable_jsonl import Parts, Progress
 
 
@@ -209,7 +210,8 @@ class _Clip:
 
 def _load(processor: BridgeSTGProcessor, sample: GroundingSample) -> _Clip | Failure:
     try:
-        info = check_shape(probe(sample.video))
+        info = probe(sample.video)
+        check_shape(info)
         segment = align_to_video(replace(sample, boxes={}), info).segment
         index, times, duration = clip_frames(info, segment, processor.fps, processor.max_frames)
         begin = float(info.times[segment[0]]) if segment else 0.0
