@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from bridge_stg.data.frame_sampling import frames_inside
 from bridge_stg.models import BridgeSTGConfig, BridgeSTGForVideoGrounding, BridgeSTGProcessor
 from bridge_stg.models.decoding import CachedDecoding, encode_clips
-from bridge_stg.models.grounding import ClipPrediction, _read_answer
+from bridge_stg.models.grounding import ClipPrediction, read_answer
 from bridge_stg.models.outputs import BridgeSTGOutput
 from bridge_stg.models.processing_bridge_stg import answer_text
 from bridge_stg.training import TrainingBatch, TrainingConfig, TrainingItem, build_model, collate_grounding
@@ -172,7 +172,7 @@ class CoupledForVideoGrounding(BridgeSTGForVideoGrounding):
             oracle = decoding.write(processor.tokenizer, limit, heads)
         found = []
         for clip, answer in enumerate(answers):
-            read = _read_answer(answer, times[clip], durations[clip])
+            read = read_answer(answer, times[clip], durations[clip])
             interval = read or (float(times[clip][0]), float(durations[clip]))
             inside = frames_inside(times[clip], interval, None)
             chosen = frames_inside(times[clip], interval, spatial_fps)
