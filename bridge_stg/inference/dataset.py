@@ -13,10 +13,9 @@ import numpy as np
 import torch
 
 from ..data import GroundingSample, read_samples
-from ..data.clip import check_shape
-from ..data.frame_sampling import clip_frames
+from ..data.clip import check_shape, load_clip
 from ..data.time_base import align_to_video
-from ..data.video import VideoInfo, decode_frames, probe
+from ..data.video import VideoInfo, probe
 from ..errors import SampleError, reason_of
 from ..evaluation import Prediction
 from ..files import beside
@@ -211,13 +210,12 @@ class _Clip:
 def _load(processor: BridgeSTGProcessor, sample: GroundingSample) -> _Clip | Failure:
     try:
         info = probe(sample.video)
-        check_shape(info)
+        check_shape(info)  # before the annotation is compared with it: this says more of what is wrong
         segment = align_to_video(replace(sample, boxes={}), info).segment
-        index, times, duration = clip_frames(info, segment, processor.fps, processor.max_frames)
-        begin = float(info.times[segment[0]]) if segment else 0.0
-        frames = decode_frames(info, index)
+        clip = load_clip(info, segment=segment, fps=processor.fps, max_frames=processor.max_frames)
         first, end = sample.segment or (0, sample.frame_count)
-        return _Clip(sample, begin, frames, times, duration, _annotated_clock(sample, info)[first:end], first)
+        clock = _annotated_clock(sample, info)[first:end]
+        return _Clip(sample, clip.begin, clip.frames, clip.times, clip.duration, clock, first)
     except Exception as error:  # of whatever kind: it is this sample's, and must not end the others
         return Failure(sample.id, reason_of(error, sample.id))
 
