@@ -1,4 +1,4 @@
-"""The trivial floors: best, seeded, and worth what can be worked out by hand."""
+"""The trivial baselines: best, seeded, and worth what can be worked out by hand."""
 
 from __future__ import annotations
 
