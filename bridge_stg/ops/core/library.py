@@ -1,4 +1,4 @@
-"""Where the ops meet `torch.library`: one helper that defines, implements, fakes and autocasts an op."""
+"""Registration of ops with `torch.library`: schema, kernels, fake implementation, autocast and gradient."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def define_op(
 ) -> OpOverload:
     """Define `bridge_stg::<name><schema>` and return its default overload.
 
-    The schema's last argument is `str backend`; it picks the kernel in the backend table. Under autocast the
-    op runs with autocast disabled, so that a kernel's own matmuls keep the precision it asks for.
+    The schema's last argument is `str backend`, which picks the kernel in the table of backends. Under autocast the op
+    runs with autocast disabled, so that the matmuls of a kernel keep their precision.
 
     Args:
-        backend_of: for a backward op, the op whose table entry holds it as `backward`.
+        backend_of: for a backward op, the op whose backends have it as `backward`.
         autocast_cast: positions of the tensor arguments that autocast converts to its dtype (float64 excepted).
     """
 
@@ -77,7 +77,7 @@ def differentiate(op: OpOverload, backward: Callable[..., Any], setup_context: C
 
 
 def refuse_gradient(op: OpOverload, reason: str) -> None:
-    """Make a backward pass through `op` raise with `reason`, in place of a silently wrong gradient."""
+    """Make a backward pass through `op` raise `reason`, because its gradient would be wrong."""
 
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotImplementedError(reason)
