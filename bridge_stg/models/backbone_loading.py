@@ -78,10 +78,14 @@ def reread_backbone(
     *,
     adapters: Path,
 ) -> Any:
-    """The backbone that `adapters` were trained on, with a fresh spatial half of `config`.
+    """Load the backbone that the adapters were trained on, and build `config`'s spatial half on it, untrained.
+
+    Args:
+        record: what `save_adapters` recorded of the backbone.
+        adapters: their folder, for messages.
 
     Raises:
-        ModelError: it is another one.
+        ModelError: the folder holds another backbone.
     """
     refusal = (
         f"{adapters} adapts {record['backbone']} (fingerprint {record['fingerprint']}), "
@@ -103,7 +107,11 @@ def reread_backbone(
 def assemble(
     model_class: Any, config: BridgeSTGConfig, backbone: Any, processor: BridgeSTGProcessor, attention: str
 ) -> Any:
-    """The model around a loaded backbone. A new configuration forgets `attention`, also in those that it holds."""
+    """The model around a loaded backbone.
+
+    Args:
+        attention: name of the attention implementation, which a new configuration does not take over.
+    """
     config._attn_implementation = attention
     with torch.device("meta") if backbone.device.type == "meta" else nullcontext():
         model = model_class(config, backbone=backbone)
@@ -119,7 +127,7 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or a snapshot of the Hub's repository of that name.
 
     Raises:
-        ModelError: neither.
+        ModelError: there is neither.
     """
     folder = Path(name_or_folder)
     if not folder.is_dir():
@@ -137,10 +145,10 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
 
 
 def read_config(folder: Path) -> tuple[PreTrainedConfig, BackboneFamily]:
-    """The configuration and its family.
+    """The configuration of a backbone and its family.
 
     Raises:
-        ModelError: unreadable, or of another family.
+        ModelError: the file cannot be read, or is of another family.
     """
     family = family_of(read_json(folder / "config.json").get("model_type"), folder)
     try:
@@ -156,10 +164,10 @@ def read_weights(
     dtype: torch.dtype | str,
     attn_implementation: str | None,
 ) -> Any:
-    """The network with the weights of a folder, sharded or not.
+    """Load the network with the weights in a folder, which may be sharded.
 
     Raises:
-        ModelError: no safetensors, or they are incomplete.
+        ModelError: there are no safetensors, or they are incomplete.
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
@@ -181,10 +189,10 @@ def read_weights(
 
 
 def network_on_meta(config: Any, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
-    """The network on the meta device, in the dtype that `read_weights` would give it.
+    """Build the network on the meta device, in the dtype that `read_weights` would give it.
 
-    The package of flash attention need not be installed: sdpa, in its place, has the same shapes and keeps as much for
-    the backward pass.
+    sdpa stands in for flash attention, whose package may be missing: it has the same shapes and saves as much for the
+    backward pass.
     """
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.bfloat16
@@ -197,7 +205,7 @@ def network_on_meta(config: Any, dtype: torch.dtype | str, attn_implementation: 
 def read_processor(
     folder: Path, family: BackboneFamily, config: Any, bridge_tokens: int, overrides: Mapping[str, Any]
 ) -> BridgeSTGProcessor:
-    """Our processor with a checkpoint's tokenizer, chat template, pixel statistics and patch sizes.
+    """Build our processor with a checkpoint's tokenizer, chat template, pixel statistics and patch sizes.
 
     The area of a frame is between 128 and 768 merged tokens, the bounds of Qwen's own video reader.
 
@@ -291,9 +299,9 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
 
 
 def add_embedding_rows(backbone: Any, first: int, count: int) -> None:
-    """Rows `first`.. of the embedding and of the head become the mean of those before them, in place.
+    """Set `count` rows from `first` on, in embedding and head, to the mean of the rows before them.
 
-    A tiny seeded deviation keeps the bridging tokens apart. Published checkpoints have spare rows; others grow.
+    A small seeded noise keeps the bridging tokens apart. Published checkpoints have spare rows; others are enlarged.
     """
     embedding = backbone.get_input_embeddings()
     if embedding.num_embeddings < first + count:

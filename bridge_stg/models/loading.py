@@ -17,18 +17,18 @@ from .saved_folder import read_saved_config, read_saved_processor
 
 
 def shipped_model() -> Path:
-    """Folder of the tiny checkpoint that comes with the package."""
+    """The folder of the tiny checkpoint that comes with the package."""
     return Path(str(resources.files("bridge_stg") / "assets" / "tiny"))
 
 
 def load_model(
     folder: str | os.PathLike[str] | None = None, settings: Mapping[str, Any] | None = None
 ) -> BridgeSTGForVideoGrounding:
-    """A model with its processor, ready to ground.
+    """Load a model with its processor, ready to ground.
 
     Args:
-        folder: saved by `save_pretrained`, whole or as adapters; None takes the shipped tiny checkpoint.
-        settings: fields of `BridgeSTGConfig` to switch at inference, such as {"keep": 1.0, "gate": False}.
+        folder: a folder that `save_pretrained` wrote, with a whole model or adapters; None takes the shipped model.
+        settings: fields of `BridgeSTGConfig` to change at inference, such as {"keep": 1.0, "gate": False}.
 
     Raises:
         ModelError: the folder is missing, incomplete or of another kind.
@@ -69,7 +69,7 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
     """Set fields of a configuration, in place.
 
     Raises:
-        ConfigError: an unknown field, a value out of range, or another number of heads than was trained.
+        ConfigError: a field is unknown, a value is out of range, or the number of heads is not the trained one.
     """
     trained_heads = config.decoder_heads
     for key, value in settings.items():
