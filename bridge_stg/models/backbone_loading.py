@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..errors import ConfigError, ModelError
+from ..settings import check_fields
 from .backbones import BackboneFamily, family_of, fingerprint
 from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
 from .model_files import one_line, read_json
@@ -36,11 +37,13 @@ def build_from_backbone(
     spatial_config: Mapping[str, Any],
 ) -> Any:
     """See `BridgeSTGForVideoGrounding.from_backbone`."""
+    spatial_config = check_fields(spatial_config, MODEL_RULES, "from_backbone")
+    processor = check_processor_settings(processor, "from_backbone", prefix="processor.")
     count = spatial_config.get("bridge_tokens", BridgeSTGConfig.bridge_tokens)
     if isinstance(source, PreTrainedConfig):
         name = source.name_or_path or source.model_type
         settings = _sizes(source.vision_config) | {"bridge_tokens": count}
-        built = BridgeSTGProcessor(tiny_tokenizer((), bridge_tokens=count), **(settings | dict(processor)))
+        built = BridgeSTGProcessor(tiny_tokenizer((), bridge_tokens=count), **(settings | processor))
         backbone = network_on_meta(source, dtype, attn_implementation)
     else:
         folder = find_folder(source)
@@ -59,12 +62,10 @@ def build_from_backbone(
         "backbone_name": name,
         "backbone_fingerprint": mark,
     }
-    if unknown := sorted(spatial_config.keys() - MODEL_RULES.keys()):
-        raise ConfigError(f"{unknown[0]!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
     attention = backbone.config._attn_implementation
     try:
-        config = BridgeSTGConfig(backbone_config=backbone.config, **(fields | dict(spatial_config)))
-    except (TypeError, ValueError) as error:
+        config = BridgeSTGConfig(backbone_config=backbone.config, **(fields | spatial_config))
+    except ValueError as error:
         raise ConfigError(str(error)) from error
     return assemble(model_class, config, backbone, built, attention)
 
@@ -98,7 +99,8 @@ def reread_backbone(
     backbone = read_weights(folder, family, found, record["dtype"], attn_implementation)
     if fingerprint(backbone) != record["fingerprint"]:
         raise ModelError(refusal)
-    processor = read_processor(folder, family, found, config.bridge_tokens, record["processor"])
+    settings = check_processor_settings(record["processor"], str(adapters), prefix="processor.", error=ModelError)
+    processor = read_processor(folder, family, found, config.bridge_tokens, settings)
     add_embedding_rows(backbone, int(config.bridge_token_id or 0), config.bridge_tokens)
     config.backbone_config = backbone.config
     return assemble(model_class, config, backbone, processor, backbone.config._attn_implementation)
@@ -211,7 +213,6 @@ def read_processor(
 
     Raises:
         ModelError: a file is missing, or its tokens do not fit the configuration.
-        ConfigError: an override is unknown.
     """
     image = _image_settings(folder)
     tokenizer = _tokenizer(folder, config, bridge_tokens)
@@ -224,9 +225,6 @@ def read_processor(
         "prompt_prefix": prefix,
         "prompt_suffix": suffix,
     }
-    known = BridgeSTGProcessor.setting_names()
-    if unknown := sorted(overrides.keys() - set(known)):
-        raise ConfigError(f"{unknown[0]!r} is no setting of the processor; there are {', '.join(known)}.")
     return BridgeSTGProcessor(tokenizer, **(settings | dict(overrides)))
 
 

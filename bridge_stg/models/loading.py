@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, ModelError
+from ..settings import check_fields
 from .adapters import is_adapter_folder
 from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
 from .grounding import BridgeSTGForVideoGrounding
@@ -72,13 +73,11 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
         ConfigError: a field is unknown, a value is out of range, or the number of heads is not the trained one.
     """
     trained_heads = config.decoder_heads
-    for key, value in settings.items():
-        if key not in MODEL_RULES:
-            raise ConfigError(f"{key!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
+    for key, value in check_fields(settings, MODEL_RULES, "settings").items():
         setattr(config, key, value)
     try:
         config.check()
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from error
     if (heads := config.decoder_heads) != trained_heads:  # they fit the weights, and make another model of them
         raise ConfigError(f"decoder_heads cannot be switched: the weights know {trained_heads}, got {heads}.")

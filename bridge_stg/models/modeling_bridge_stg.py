@@ -18,7 +18,7 @@ from .backbone_model import BackboneModel, check_resident
 from .configuration_bridge_stg import BridgeSTGConfig
 from .losses import GroundingTargets, grounding_loss
 from .outputs import BridgeSTGOutput, Localisation
-from .visual_tokens import VisualTokens, pad_groups, patch_centres
+from .visual_tokens import VisualTokens, frame_mask, pad_groups, patch_centres
 
 
 class BridgeSTGModel(BackboneModel):
@@ -140,12 +140,12 @@ class BridgeSTGModel(BackboneModel):
         """
         group_size = self.config.backbone_config.vision_config.temporal_patch_size
         batch, frames = frame_index.shape
-        frame_mask = frame_index >= 0
+        real = frame_index >= 0
         safe = frame_index.clamp(min=0)
         rows = torch.arange(batch, device=memory.device)[:, None]
         tokens = memory[rows, safe // group_size] + self.memory_phase(safe % group_size)[:, :, None]  # [B, S, N, C]
         times = frame_times.gather(1, safe)
-        mask = None if bool(frame_mask.all()) else frame_mask
+        mask = None if bool(real.all()) else real
         if not self.config.pruning:
             tubes = self.spatial_decoder(queries.interactive, tokens, times, frame_mask=mask)
             return Localisation(tubes, None, None, None)
@@ -213,7 +213,7 @@ class BridgeSTGModel(BackboneModel):
             presence=located.tubes.presence,
             token_scores=located.token_scores,
             token_centres=centres,
-            frame_mask=visual.frame_mask(group_size),
+            frame_mask=frame_mask(visual.groups, group_size, memory.device),
         )
         if self.config.dense_alignment:
             output.relevance = self.relevance_logits(group_states, group_ends)

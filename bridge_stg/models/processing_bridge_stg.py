@@ -111,14 +111,9 @@ class BridgeSTGProcessor(ProcessorMixin):
             setattr(self, name, value)
         super().__init__(tokenizer, **kwargs)
 
-    @classmethod
-    def setting_names(cls) -> list[str]:
-        """Names of the constructor's arguments, without the tokenizer."""
-        return list(PROCESSOR_RULES)
-
     def settings(self) -> dict[str, Any]:
         """The arguments with which `BridgeSTGProcessor(tokenizer, **settings)` builds this processor again."""
-        return {name: getattr(self, name) for name in self.setting_names()}
+        return {name: getattr(self, name) for name in PROCESSOR_RULES}
 
     # Files -----------------------------------------------------------------------------------------------------
 
@@ -169,7 +164,7 @@ class BridgeSTGProcessor(ProcessorMixin):
             raise ModelError(f"{pretrained_model_name_or_path} is incomplete: it has no {PROCESSOR_FILE}.")
         own = {name: value for name, value in values.items() if name not in _FOREIGN}
         checked = check_processor_settings(own, place, error=ModelError)
-        if missing := [name for name in cls.setting_names() if name not in own and name not in _LATER]:
+        if missing := [name for name in PROCESSOR_RULES if name not in own and name not in _LATER]:
             raise ModelError(f"{place} is incomplete: it must have {missing[0]}, {PROCESSOR_RULES[missing[0]]}.")
         return values | checked, rest
 

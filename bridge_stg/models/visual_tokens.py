@@ -30,10 +30,6 @@ class VisualTokens(NamedTuple):
         """Merged tokens of one clip, then its deepstack features, each `[groups * N / merge^2, D]` without padding."""
         return [level[clip, : self.groups[clip]].flatten(0, 1) for level in (self.merged, *self.deepstack)]
 
-    def frame_mask(self, group_size: int) -> torch.Tensor | None:
-        """Mask of the frames, bool `[B, G * group_size]`, False at padding; None when no clip is padded."""
-        return frame_mask(self.groups, group_size, self.merged.device)
-
 
 def frame_mask(groups: Sequence[int], group_size: int, device: torch.device) -> torch.Tensor | None:
     """Mask of the frames, bool `[B, most groups * group_size]`, False behind shorter clips; None if none is shorter."""
