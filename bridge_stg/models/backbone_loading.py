@@ -62,11 +62,12 @@ def build_from_backbone(
     known = inspect.signature(BridgeSTGConfig).parameters.keys() - fields.keys() - {"backbone_config", "kwargs"}
     if unknown := sorted(spatial_config.keys() - known - {"bridge_layers"}):
         raise ConfigError(f"{unknown[0]!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
-    attention = backbone.config._attn_implementation
+    attention, experts = backbone.config._attn_implementation, getattr(backbone.config, "_experts_implementation", None)
     try:
         config = BridgeSTGConfig(backbone_config=backbone.config, **(fields | dict(spatial_config)))
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
+    backbone.config._experts_implementation = experts  # which a new configuration forgets, also in those that it holds
     return assemble(model_class, config, backbone, built, attention)
 
 
