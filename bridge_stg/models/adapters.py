@@ -19,9 +19,10 @@ from ..files import atomic_path, write_text
 from .backbone_loading import build_from_backbone, reread_backbone
 from .backbones import family_of, fingerprint
 from .configuration_bridge_stg import BridgeSTGConfig
+from .model_files import one_line, read_json
 from .pickling import state_without_recorders
 from .processing_bridge_stg import BridgeSTGProcessor
-from .saved_folder import LOADING, is_dtype, one_line, read_json, read_saved_config, read_saved_processor
+from .saved_folder import LOADING, is_dtype, read_saved_config, read_saved_processor
 from .vision_attention import batch_vision_attention
 
 RECORD_FILE = "bridge_stg_adapter.json"
@@ -206,7 +207,7 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         try:
             _peft().inject_adapter_in_model(settings, self.backbone)
         except ValueError as error:
-            raise ModelError(f"LoRA cannot be added: {one_line(error)}") from error
+            raise ModelError(f"LoRA cannot be added: {one_line(error)}.") from error
         for name, parameter in self.backbone.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -386,7 +387,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a missing file, or one of safetensors' own errors
-        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+        raise ModelError(f"{path} cannot be read: {one_line(error)}.") from error
 
 
 def _peft() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,10 +13,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..errors import ConfigError, ModelError
 from .backbones import BackboneFamily, family_of, fingerprint
-from .configuration_bridge_stg import BridgeSTGConfig
+from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
+from .model_files import one_line, read_json
 from .processing_bridge_stg import BridgeSTGProcessor
 from .processor_settings import check_processor_settings
-from .saved_folder import LOADING, one_line, read_json
+from .saved_folder import LOADING
 from .tiny import tiny_tokenizer
 
 _IMAGE_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
@@ -36,7 +36,7 @@ def build_from_backbone(
     spatial_config: Mapping[str, Any],
 ) -> Any:
     """See `BridgeSTGForVideoGrounding.from_backbone`."""
-    count = spatial_config.get("bridge_tokens", inspect.signature(BridgeSTGConfig).parameters["bridge_tokens"].default)
+    count = spatial_config.get("bridge_tokens", BridgeSTGConfig.bridge_tokens)
     if isinstance(source, PreTrainedConfig):
         name = source.name_or_path or source.model_type
         settings = _sizes(source.vision_config) | {"bridge_tokens": count}
@@ -59,8 +59,7 @@ def build_from_backbone(
         "backbone_name": name,
         "backbone_fingerprint": mark,
     }
-    known = inspect.signature(BridgeSTGConfig).parameters.keys() - fields.keys() - {"backbone_config", "kwargs"}
-    if unknown := sorted(spatial_config.keys() - known - {"bridge_layers"}):
+    if unknown := sorted(spatial_config.keys() - MODEL_RULES.keys()):
         raise ConfigError(f"{unknown[0]!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
     attention, experts = backbone.config._attn_implementation, getattr(backbone.config, "_experts_implementation", None)
     try:
@@ -131,7 +130,7 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
             folder = Path(snapshot_download(str(name_or_folder), allow_patterns=_WANTED_FILES))
         except Exception as error:  # a dozen kinds, from a malformed name to no network
             raise ModelError(
-                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {one_line(error)}"
+                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {one_line(error)}."
             ) from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json.")
@@ -148,7 +147,7 @@ def read_config(folder: Path) -> tuple[PreTrainedConfig, BackboneFamily]:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True), family
     except Exception as error:
-        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}") from error
+        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}.") from error
 
 
 def read_weights(
@@ -176,7 +175,7 @@ def read_weights(
                 **options,
             )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
-        raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}.") from error
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(f"{folder} is incomplete: its weights lack {len(missing)} tensors, such as {missing[0]}.")
     return backbone
@@ -253,7 +252,7 @@ def _tokenizer(folder: Path, config: Any, bridge_tokens: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}.") from error
     expected = {
         "<|video_pad|>": config.video_token_id,
         "<|vision_start|>": config.vision_start_token_id,
@@ -285,7 +284,7 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
     try:
         text = tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja's errors, or a template that wants something else
-        raise ModelError(f"The chat template in {folder} cannot be used: {one_line(error)}") from error
+        raise ModelError(f"The chat template in {folder} cannot be used: {one_line(error)}.") from error
     before, found, after = text.partition(_SENTENCE)
     if not found:
         raise ModelError(f"The chat template in {folder} leaves out the user's text.")
