@@ -59,7 +59,7 @@ MANY_PARAMETERS = {
     "bridge_stg/cli/ground.py:ground": COMMAND,
     "bridge_stg/data/synthetic.py:write_split": SIGNATURE,
     "bridge_stg/models/configuration_bridge_stg.py:BridgeSTGConfig.__init__": SIGNATURE,
-    "bridge_stg/models/modeling_bridge_stg.py:BridgeSTGForVideoGrounding.forward": SIGNATURE,
+    "bridge_stg/models/modeling_bridge_stg.py:BridgeSTGModel.forward": SIGNATURE,
     "bridge_stg/models/processing_bridge_stg.py:BridgeSTGProcessor.__init__": SIGNATURE,
     "bridge_stg/models/video_processing_bridge_stg.py:_OnePass._preprocess": "transformers calls it by this signature",
     "bridge_stg/modules/frame_patchifier.py:FramePatchifier.__init__": SIGNATURE,
@@ -93,8 +93,6 @@ MANY_PARAMETERS = {
     "bridge_stg/ops/prune_tokens/varlen.py:prune_tokens_varlen": SIGNATURE,
     "bridge_stg/ops/prune_tokens/varlen.py:reference": SCHEMA,
     "bridge_stg/ops/prune_tokens/varlen.py:reference_backward": SCHEMA,
-    "bridge_stg/training/data/annotated.py:GroundingStream.__init__": SIGNATURE,
-    "bridge_stg/training/data/synthetic.py:SyntheticCurriculum.__init__": SIGNATURE,
     "triton_kernels/attend_memory/backward.py:query_gradients": LATER,
     "triton_kernels/attend_memory/forward.py:forward": LATER,
     "triton_kernels/attend_memory/forward.py:backward": LATER,
@@ -104,16 +102,7 @@ MANY_PARAMETERS = {
     "triton_kernels/prune_tokens/varlen.py:forward": LATER,
     "triton_kernels/prune_tokens/varlen.py:backward": LATER,
 }
-MIXIN = "a mixin that assumes the attributes of the model; not yet a subclass"
-UNTYPED_SELF = {
-    "bridge_stg/models/adapters.py:BackboneMixin.save_adapters": MIXIN,
-    "bridge_stg/models/grounding.py:GroundingMixin.processor": MIXIN,
-    "bridge_stg/models/grounding.py:GroundingMixin.ground": MIXIN,
-    "bridge_stg/models/grounding.py:GroundingMixin.ground_batch": MIXIN,
-    "bridge_stg/models/grounding.py:GroundingMixin.predict": MIXIN,
-    "bridge_stg/models/vocabulary.py:VocabularyMixin._own_vocabulary": MIXIN,
-    "bridge_stg/models/vocabulary.py:VocabularyMixin.input_device": MIXIN,
-}
+UNTYPED_SELF: dict[str, str] = {}
 RENAME = "not yet renamed"
 UNUSED_WORDS = {
     "benchmarks/bench_attend_memory.py:_with_hub": RENAME,

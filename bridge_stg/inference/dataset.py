@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..data import GroundingSample, align_to_video, probe, read_samples
-from ..data.clip import Clip, load_clip
+from ..data.clip import Clip, check_shape, load_clip
 from ..errors import SampleError
 from ..evaluation import Prediction
 from ..models import BridgeSTGForVideoGrounding, BridgeSTGProcessor
@@ -164,6 +164,7 @@ class _SampleClip:
 
 def _load(processor: BridgeSTGProcessor, sample: GroundingSample) -> _SampleClip:
     info = probe(sample.video)
+    check_shape(info)  # before the annotation is compared with it: this says more of what is wrong
     segment = align_to_video(replace(sample, boxes={}), info).segment
     clip = load_clip(info, segment=segment, fps=processor.fps, max_frames=processor.max_frames)
     first, end = sample.segment or (0, sample.frame_count)

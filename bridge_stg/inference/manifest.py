@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data.jsonl import UniqueIds, decode, numbered_lines
+from ..data.jsonl import read_records
 from ..errors import BridgeSTGError, SampleError
 from ..files import refuse_source
-from ..json_text import dump_json, parse_json
+from ..json_text import dump_json
 from ..models import GroundingResult
 from .fingerprints import digest
 from .outcome import Outcome, answer_together
@@ -57,30 +57,16 @@ def read_manifest(path: str | os.PathLike[str]) -> list[ManifestRecord]:
     Raises:
         SampleError: the file is missing or empty, a line is no such record, or an id occurs twice; names the line.
     """
-    path = Path(path)
-    records, ids = [], UniqueIds()
-    for number, line in numbered_lines(path, "a manifest"):
-        try:
-            record = _parse_record(line, path.parent)
-            ids.add(record.id, number)
-        except SampleError as error:
-            raise SampleError(f"{path}:{number}: {error}") from error
-        records.append(record)
-    if not records:
-        raise SampleError(f"{path} holds no record; a manifest needs at least one.")
-    return records
+    folder = Path(path).parent
 
-
-def _parse_record(line: bytes, folder: Path) -> ManifestRecord:
-    try:
-        found = parse_json(decode(line))
-    except ValueError as error:
-        raise SampleError(f"not JSON that can be read: {error}.") from error
-    for key in ("id", "video", "sentence"):
-        if not isinstance(found, Mapping) or not isinstance(found.get(key), str):
+    def build(value: Any) -> ManifestRecord:
+        keys = ("id", "video", "sentence")
+        if not isinstance(value, dict) or not all(isinstance(value.get(key), str) for key in keys):
             raise SampleError("a record must be an object with the texts id, video and sentence.")
-    video = found["video"] if "://" in found["video"] else str(folder / found["video"])
-    return ManifestRecord(found["id"], video, found["sentence"])
+        video = value["video"] if "://" in value["video"] else str(folder / value["video"])
+        return ManifestRecord(value["id"], video, value["sentence"])
+
+    return read_records(path, "a manifest", build)
 
 
 def ground_manifest(

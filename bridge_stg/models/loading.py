@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import ConfigError, ModelError
 from .adapters import is_adapter_folder
 from .configuration_bridge_stg import BridgeSTGConfig
-from .modeling_bridge_stg import BridgeSTGForVideoGrounding
+from .grounding import BridgeSTGForVideoGrounding
 from .saved_folder import one_line, read_saved_config, read_saved_processor
 
 _NO_SETTINGS = {"backbone_config", "backbone_name", "backbone_fingerprint"}

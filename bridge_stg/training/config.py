@@ -60,7 +60,7 @@ class DataConfig:
         max_tokens: bound of a process's batch from `sources`, in LLM tokens with padding; None bounds the clips only.
         batch_size: clips of one optimiser step, over all processes and accumulated batches. From `sources` it is the
             most: batches of long clips hold fewer (`max_tokens`).
-        spatial_frames, positive_ratio, negatives, answer_dropout: see `SyntheticCurriculum`.
+        spatial_frames, positive_ratio, negatives, answer_dropout: see `ItemOptions`.
         images_per_clip, phases: of the synthetic curriculum alone.
         workers: loader processes of every training process.
     """

@@ -6,7 +6,6 @@ import pytest
 
 from bridge_stg.errors import ConfigError
 from bridge_stg.training import (
-    GroundingTargets,
     LossWeights,
     Phase,
     SyntheticCurriculum,
@@ -68,15 +67,15 @@ def real_peak(config):
     model.train()
     if config.scale.gradient_checkpointing:
         checkpoint_activations(model)
-    data = SyntheticCurriculum([Phase(1, {"single": 1.0})], batch_size=CLIPS, answer_dropout=0.4)
+    data = SyntheticCurriculum([Phase(1, {"single": 1.0})], batch_size=CLIPS)
     batch = collate_grounding([data[i] for i in range(CLIPS)], processor)
-    targets, weights = GroundingTargets(**batch.pop("targets")), LossWeights()
+    weights = LossWeights()
 
     def run():
-        losses = grounding_losses(model(**batch), targets, weights, match_one=False)
+        losses = grounding_losses(model(**batch.inputs), batch.targets, weights, match_one=False)
         return sum(getattr(weights, name) * value for name, value in losses.items())
 
-    return peak_bytes(model, run, apart_from=list(batch.values())), batch["input_ids"].shape[1]
+    return peak_bytes(model, run, apart_from=list(batch.inputs.values())), batch["input_ids"].shape[1]
 
 
 def planned(config, tokens, aligned):
