@@ -33,16 +33,16 @@ class ConfigError(BridgeSTGError):
 
 
 def printable(path: str | os.PathLike[str]) -> str:
-    """A file name as a message shows it: on one line, and text also where its bytes are not."""
+    """Return a file name as a message shows it: on one line, with escapes for what is no printable text."""
     name = os.fspath(path)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
 
 
 def reason_of(error: Exception, item: str) -> str:
-    """Why an item failed, in one line. What nobody expected is given with its type, and logged at DEBUG in full.
+    """Return why an item failed, in one line. An unexpected error is named by its type, and logged at DEBUG in full.
 
     Raises:
-        the error itself, where it is not about the item: results cannot be written, or the device failed.
+        the error itself, if it is not about the item: results cannot be written, or the device failed.
     """
     import torch  # this file is imported by commands that need no torch
 
