@@ -115,12 +115,11 @@ class _Grounding:
 
 
 def _switches(pairs: list[str] | None) -> dict[str, Any]:
-    """Settings of the model; names and types are checked here, before it is loaded, and ranges by the model."""
-    from ..models import BridgeSTGConfig
-    from ..settings import check_fields, rules_of_arguments
+    """Settings of the model, checked before it is loaded."""
+    from ..models.configuration_bridge_stg import MODEL_RULES
+    from ..settings import check_fields
 
-    fixed = {"backbone_config", "backbone_name", "backbone_fingerprint"}
-    return check_fields(read_settings(pairs), rules_of_arguments(BridgeSTGConfig, but=fixed), "--set")
+    return check_fields(read_settings(pairs), MODEL_RULES, "--set")
 
 
 def _ground(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -14,10 +13,11 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..errors import ConfigError, ModelError
 from .backbones import BackboneFamily, family_of, fingerprint
-from .configuration_bridge_stg import BridgeSTGConfig
+from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
+from .model_files import one_line, read_json
 from .processing_bridge_stg import BridgeSTGProcessor
 from .processor_settings import check_processor_settings
-from .saved_folder import LOADING, one_line, read_json
+from .saved_folder import LOADING
 from .tiny import tiny_tokenizer
 
 _IMAGE_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
@@ -36,7 +36,7 @@ def build_from_backbone(
     spatial_config: Mapping[str, Any],
 ) -> Any:
     """See `BridgeSTGForVideoGrounding.from_backbone`."""
-    count = spatial_config.get("bridge_tokens", inspect.signature(BridgeSTGConfig).parameters["bridge_tokens"].default)
+    count = spatial_config.get("bridge_tokens", BridgeSTGConfig.bridge_tokens)
     if isinstance(source, PreTrainedConfig):
         name = source.name_or_path or source.model_type
         settings = _sizes(source.vision_config) | {"bridge_tokens": count}
@@ -59,8 +59,7 @@ def build_from_backbone(
         "backbone_name": name,
         "backbone_fingerprint": mark,
     }
-    known = inspect.signature(BridgeSTGConfig).parameters.keys() - fields.keys() - {"backbone_config", "kwargs"}
-    if unknown := sorted(spatial_config.keys() - known - {"bridge_layers"}):
+    if unknown := sorted(spatial_config.keys() - MODEL_RULES.keys()):
         raise ConfigError(f"{unknown[0]!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
     attention = backbone.config._attn_implementation
     try:
@@ -79,10 +78,14 @@ def reread_backbone(
     *,
     adapters: Path,
 ) -> Any:
-    """The backbone that `adapters` were trained on, with a fresh spatial half of `config`.
+    """Load the backbone that the adapters were trained on, and build `config`'s spatial half on it, untrained.
+
+    Args:
+        record: what `save_adapters` recorded of the backbone.
+        adapters: their folder, for messages.
 
     Raises:
-        ModelError: it is another one.
+        ModelError: the folder holds another backbone.
     """
     refusal = (
         f"{adapters} adapts {record['backbone']} (fingerprint {record['fingerprint']}), "
@@ -104,7 +107,11 @@ def reread_backbone(
 def assemble(
     model_class: Any, config: BridgeSTGConfig, backbone: Any, processor: BridgeSTGProcessor, attention: str
 ) -> Any:
-    """The model around a loaded backbone. A new configuration forgets `attention`, also in those that it holds."""
+    """The model around a loaded backbone.
+
+    Args:
+        attention: name of the attention implementation, which a new configuration does not take over.
+    """
     config._attn_implementation = attention
     with torch.device("meta") if backbone.device.type == "meta" else nullcontext():
         model = model_class(config, backbone=backbone)
@@ -120,7 +127,7 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or a snapshot of the Hub's repository of that name.
 
     Raises:
-        ModelError: neither.
+        ModelError: there is neither.
     """
     folder = Path(name_or_folder)
     if not folder.is_dir():
@@ -130,7 +137,7 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
             folder = Path(snapshot_download(str(name_or_folder), allow_patterns=_WANTED_FILES))
         except Exception as error:  # a dozen kinds, from a malformed name to no network
             raise ModelError(
-                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {one_line(error)}"
+                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {one_line(error)}."
             ) from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json.")
@@ -138,16 +145,16 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
 
 
 def read_config(folder: Path) -> tuple[PreTrainedConfig, BackboneFamily]:
-    """The configuration and its family.
+    """The configuration of a backbone and its family.
 
     Raises:
-        ModelError: unreadable, or of another family.
+        ModelError: the file cannot be read, or is of another family.
     """
     family = family_of(read_json(folder / "config.json").get("model_type"), folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True), family
     except Exception as error:
-        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}") from error
+        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}.") from error
 
 
 def read_weights(
@@ -157,10 +164,10 @@ def read_weights(
     dtype: torch.dtype | str,
     attn_implementation: str | None,
 ) -> Any:
-    """The network with the weights of a folder, sharded or not.
+    """Load the network with the weights in a folder, which may be sharded.
 
     Raises:
-        ModelError: no safetensors, or they are incomplete.
+        ModelError: there are no safetensors, or they are incomplete.
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
@@ -175,17 +182,17 @@ def read_weights(
                 **options,
             )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
-        raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}.") from error
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(f"{folder} is incomplete: its weights lack {len(missing)} tensors, such as {missing[0]}.")
     return backbone
 
 
 def network_on_meta(config: Any, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
-    """The network on the meta device, in the dtype that `read_weights` would give it.
+    """Build the network on the meta device, in the dtype that `read_weights` would give it.
 
-    The package of flash attention need not be installed: sdpa, in its place, has the same shapes and keeps as much for
-    the backward pass.
+    sdpa stands in for flash attention, whose package may be missing: it has the same shapes and saves as much for the
+    backward pass.
     """
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.bfloat16
@@ -198,7 +205,7 @@ def network_on_meta(config: Any, dtype: torch.dtype | str, attn_implementation: 
 def read_processor(
     folder: Path, family: BackboneFamily, config: Any, bridge_tokens: int, overrides: Mapping[str, Any]
 ) -> BridgeSTGProcessor:
-    """Our processor with a checkpoint's tokenizer, chat template, pixel statistics and patch sizes.
+    """Build our processor with a checkpoint's tokenizer, chat template, pixel statistics and patch sizes.
 
     The area of a frame is between 128 and 768 merged tokens, the bounds of Qwen's own video reader.
 
@@ -252,7 +259,7 @@ def _tokenizer(folder: Path, config: Any, bridge_tokens: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}.") from error
     expected = {
         "<|video_pad|>": config.video_token_id,
         "<|vision_start|>": config.vision_start_token_id,
@@ -284,7 +291,7 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
     try:
         text = tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja's errors, or a template that wants something else
-        raise ModelError(f"The chat template in {folder} cannot be used: {one_line(error)}") from error
+        raise ModelError(f"The chat template in {folder} cannot be used: {one_line(error)}.") from error
     before, found, after = text.partition(_SENTENCE)
     if not found:
         raise ModelError(f"The chat template in {folder} leaves out the user's text.")
@@ -292,9 +299,9 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
 
 
 def add_embedding_rows(backbone: Any, first: int, count: int) -> None:
-    """Rows `first`.. of the embedding and of the head become the mean of those before them, in place.
+    """Set `count` rows from `first` on, in embedding and head, to the mean of the rows before them.
 
-    A tiny seeded deviation keeps the bridging tokens apart. Published checkpoints have spare rows; others grow.
+    A small seeded noise keeps the bridging tokens apart. Published checkpoints have spare rows; others are enlarged.
     """
     embedding = backbone.get_input_embeddings()
     if embedding.num_embeddings < first + count:

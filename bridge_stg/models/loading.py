@@ -10,26 +10,25 @@ from typing import Any
 
 from ..errors import ConfigError, ModelError
 from .adapters import is_adapter_folder
-from .configuration_bridge_stg import BridgeSTGConfig
+from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
 from .grounding import BridgeSTGForVideoGrounding
-from .saved_folder import one_line, read_saved_config, read_saved_processor
-
-_NO_SETTINGS = {"backbone_config", "backbone_name", "backbone_fingerprint"}
+from .model_files import one_line
+from .saved_folder import read_saved_config, read_saved_processor
 
 
 def shipped_model() -> Path:
-    """Folder of the tiny checkpoint that comes with the package."""
+    """The folder of the tiny checkpoint that comes with the package."""
     return Path(str(resources.files("bridge_stg") / "assets" / "tiny"))
 
 
 def load_model(
     folder: str | os.PathLike[str] | None = None, settings: Mapping[str, Any] | None = None
 ) -> BridgeSTGForVideoGrounding:
-    """A model with its processor, ready to ground.
+    """Load a model with its processor, ready to ground.
 
     Args:
-        folder: saved by `save_pretrained`, whole or as adapters; None takes the shipped tiny checkpoint.
-        settings: fields of `BridgeSTGConfig` to switch at inference, such as {"keep": 1.0, "gate": False}.
+        folder: a folder that `save_pretrained` wrote, with a whole model or adapters; None takes the shipped model.
+        settings: fields of `BridgeSTGConfig` to change at inference, such as {"keep": 1.0, "gate": False}.
 
     Raises:
         ModelError: the folder is missing, incomplete or of another kind.
@@ -51,7 +50,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # they are named below, in one sentence
         )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
-        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {one_line(error)}") from error
+        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {one_line(error)}.") from error
     if missing := sorted(loading["missing_keys"]):
         if settings:
             raise ConfigError(f"The settings need weights that {folder} does not have, such as {missing[0]}.")
@@ -70,12 +69,11 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
     """Set fields of a configuration, in place.
 
     Raises:
-        ConfigError: an unknown field, a value out of range, or another number of heads than was trained.
+        ConfigError: a field is unknown, a value is out of range, or the number of heads is not the trained one.
     """
     trained_heads = config.decoder_heads
-    fields = set(BridgeSTGConfig.field_names()) - _NO_SETTINGS
     for key, value in settings.items():
-        if key not in fields:
+        if key not in MODEL_RULES:
             raise ConfigError(f"{key!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
         setattr(config, key, value)
     try:

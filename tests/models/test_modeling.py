@@ -227,7 +227,7 @@ def test_save_and_load_round_trip(make_model, batch, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("keep", 0.0, r"keep must be in \(0, 1\], got 0.0"),
+        ("keep", 0.0, "keep must be a number > 0 and <= 1, got 0.0"),
         ("keep", 1.5, r"got 1.5"),
         ("memory_features", "both", "memory_features must be one of"),
         ("interval_source", "guess", "got 'guess'"),

@@ -154,7 +154,7 @@ def test_the_figure_in_a_configuration_is_the_plan(name):
         (["backbone.name=Qwen/unknown"], r"Qwen/unknown is neither a folder nor one of Qwen/Qwen2\.5-VL-3B"),
         (["backbone.dtype=bf16"], r"backbone\.dtype must be one of auto, bfloat16, .*, got 'bf16'"),
         (["model.kep=0.5"], r"unknown field 'model\.kep'; the nearest is model\.keep"),
-        (["model.keep=3"], r"keep must be in \(0, 1\], got 3"),
+        (["model.keep=3"], "keep must be a number > 0 and <= 1, got 3"),
         (["processor.max_framez=3"], r"unknown field 'processor\.max_framez'; the nearest is processor\.max_frames"),
         (["processor.max_pixels=10"], r"processor.max_pixels must be at least 784 \(one token\), got 10"),
         (["lora.targets=[nope]"], r"\(nope\) not found"),
