@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 
 logger = logging.getLogger(__name__)
+_BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 class BridgeSTGError(Exception):
@@ -32,10 +34,20 @@ class ConfigError(BridgeSTGError):
     """A training or model configuration has an unknown key or a value out of range."""
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    """Return a file name as a message shows it: on one line, with escapes for what is no printable text."""
-    name = os.fspath(path)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+def printable(text: str | os.PathLike[str], *, lines: bool = False) -> str:
+    """Escape control signs and lone surrogates, so that a terminal shows a text or a file name and does not obey it.
+
+    Args:
+        lines: keep line breaks and tabs.
+    """
+    return "".join(
+        sign.encode("unicode_escape").decode("ascii") if _is_control(sign) and not (lines and sign in "\n\t") else sign
+        for sign in os.fspath(text)
+    )
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or ord(sign) in _BIDIRECTIONAL
 
 
 def reason_of(error: Exception, item: str) -> str:
