@@ -41,6 +41,7 @@ def cases(device: str, quick: bool) -> list[Case]:
     grid = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     return [
         _case(1, 8192, 256, 8, 16, dtype),
+        *([_case(16, 8192, 256, 8, 16, dtype)] if device == "cuda" else []),
         _case(64, 64, 256, 8, 4, dtype),
         _case(1, 4096, 1024, 16, 16, dtype),
         *(_case(1, 8192, 256, 8, queries, dtype, "Q at B1 M8192 C256 H8") for queries in grid),

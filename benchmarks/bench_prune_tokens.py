@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bridge_stg.ops import prune_tokens
+from bridge_stg.ops import prune_tokens, prune_tokens_varlen
 
 from .harness import Benchmark, Case, Inputs, Prepared, Provider, Work, own_providers, relative_error
 from .harness.cases import FORWARD, FORWARD_BACKWARD
@@ -116,6 +116,21 @@ def _ours(backend: str | None) -> Callable[[Case, torch.device], Prepared]:
     return prepare
 
 
+def _varlen(case: Case, device: torch.device) -> Prepared:
+    """The op for ragged segments, on segments of one size: what its generality costs."""
+    segments, count, keep = (case.sizes[name] for name in ("B", "N", "keep"))
+    starts = torch.arange(0, segments * count + 1, count, device=device, dtype=torch.int32)
+
+    def call(inputs: Inputs) -> tuple[Tensor, ...]:
+        packed = prune_tokens_varlen(
+            inputs["tokens"].flatten(0, 1), starts, inputs["queries"], keep, capacity=segments * keep
+        )
+        kept, index, score = (x.unflatten(0, (segments, keep)) for x in packed[:3])
+        return kept, index - starts[:-1, None], score
+
+    return Prepared(call)
+
+
 def _pick(tokens: Tensor, score: Tensor, keep: int, flat: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Top-k of the scores [B, N], back in order, and the rows: by `gather`, or `index_select` on flat rows."""
     segments, count, width = tokens.shape
@@ -167,6 +182,7 @@ def providers(case: Case, device: torch.device) -> Sequence[Provider]:
     peer, name = (_projecting_gate, "gate of all tokens") if case.sizes["gate"] else (_chain, "matmul, topk, sort")
     return [
         *own_providers("prune_tokens", device, _ours, tokens=tokens, queries=query),
+        *([] if case.sizes["gate"] else [Provider("bridge_stg, varlen", _varlen, ours=True)]),
         *(
             Provider(f"{name}, {how}{', torch.compile' if compiled else ''}", peer(flat, compiled), slow_start=compiled)
             for compiled in (False, True)

@@ -22,6 +22,8 @@ from bridge_stg.ops import (
     share_memory,
 )
 
+from .events import Event, emit
+
 Call = Callable[[str], object]
 
 
@@ -32,10 +34,7 @@ def kernels(op: str, device: str) -> list[str]:
 
 
 def calls(device: str) -> Iterator[tuple[str, Call]]:
-    """(op, call of it on a backend)."""
-    for dtype in (torch.float32, torch.bfloat16):
-        yield from _prune_calls(device, dtype)
-        yield from _attend_calls(device, dtype)
+    """(op, call of it on a backend), the hand-written CUDA first, then Triton in bfloat16 and in float32."""
     settings = {"size": (28, 56), "mean": [0.5] * 3, "std": [0.5] * 3}
     video = torch.randint(0, 256, (3, 3, 31, 47), dtype=torch.uint8, device=device)
     # Only on CUDA are frames outside the video clamped without a look at the values.
@@ -47,6 +46,9 @@ def calls(device: str) -> Iterator[tuple[str, Call]]:
     )
     out = torch.empty(16, 3 * 2 * 14 * 14, device=device)
     yield "patchify_frames_out", lambda backend: patchify_frames(video, out=out, **settings, backend=backend)
+    for dtype in (torch.bfloat16, torch.float32):
+        yield from _prune_calls(device, dtype)
+        yield from _attend_calls(device, dtype)
 
 
 def _prune_calls(device: str, dtype: torch.dtype) -> Iterator[tuple[str, Call]]:
@@ -114,15 +116,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
     torch.manual_seed(0)
-    ran: dict[str, int] = {}
-    for op, call in calls(options.device):
+    for number, (op, call) in enumerate(calls(options.device)):
         for backend in kernels(op, options.device):
             call(backend)
-            ran[f"{op} {backend}"] = ran.get(f"{op} {backend}", 0) + 1
-    if options.device == "cuda":
-        torch.cuda.synchronize()
-    for name, count in ran.items():
-        print(f"{name}: {count} calls")
+            if options.device == "cuda":
+                torch.cuda.synchronize()  # what the call did wrong is reported before the next begins
+            emit(Event(f"call {number}: {op} {backend}"))
 
 
 if __name__ == "__main__":

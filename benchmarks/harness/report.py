@@ -132,7 +132,7 @@ def _table(found: Sequence[Measured]) -> list[str]:
             if counted:
                 eager = "-" if m.eager_seconds is None else f"{m.eager_seconds.median * 1e3:.3f} ms"
                 cells += [eager, *(map(str, m.counts) if m.counts else ("-", "-"))]
-                note = "" if m.captured else "not captured in a graph"
+                note = "" if m.captured else m.note or "not captured in a graph"
         lines.append(f"| {' | '.join([m.provider.name, *cells, note.replace('|', '/')])} |")
     return lines
 

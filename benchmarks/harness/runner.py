@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -76,20 +76,17 @@ class _Runner:
 
 
 def run_case(
-    benchmark: Benchmark, case: Case, mode: str, settings: Settings, echo: Callable[[str], None]
+    benchmark: Benchmark,
+    case: Case,
+    mode: str,
+    settings: Settings,
+    echo: Callable[[str], None],
+    wanted: Callable[[Provider], bool] = lambda provider: True,
 ) -> list[Measured]:
-    """Measure every provider of one case in one mode, in the order the bench file names them."""
+    """Measure every wanted provider of one case in one mode, in the order the bench file names them."""
     device = settings.device
-    ring = _ring(benchmark, case, settings)
-    truth = _Truth(benchmark, case, mode, ring[0])
-    runners = []
-    for provider in benchmark.providers(case, device):
-        runner = _prepare(provider, truth, ring, settings)
-        runners.append(runner)
-        if runner.measured.status != "ok":
-            echo(f"    {provider.name}: {runner.measured.status}, {runner.measured.note}")
+    runners = _prepare_all(benchmark, case, mode, settings, echo, wanted)
     ready = [runner for runner in runners if runner.measured.status == "ok"]
-    del truth
     _time(ready, settings)
     work = benchmark.work(case, mode)
     floor = measure_ceilings(device, case.dtype).floor_seconds(work.bytes, work.flops)
@@ -98,6 +95,45 @@ def run_case(
         _weigh(runner, device)
     _forget()
     return [runner.measured for runner in runners]
+
+
+def check_case(
+    benchmark: Benchmark, case: Case, mode: str, settings: Settings, echo: Callable[[str], None]
+) -> list[Measured]:
+    """Hold this project's providers against the reference on two sets of inputs; nothing is timed."""
+    benchmark = replace(benchmark, input_sets=2)
+    runners = _prepare_all(benchmark, case, mode, settings, echo, lambda provider: provider.ours)
+    _forget()
+    return [runner.measured for runner in runners]
+
+
+def bound_calls(
+    benchmark: Benchmark, case: Case, mode: str, settings: Settings, provider: Provider
+) -> list[Callable[[], object]]:
+    """What is timed of one provider, on two sets of inputs: for a profiler."""
+    ring = _ring(replace(benchmark, input_sets=2), case, settings)
+    truth = _Truth(benchmark, case, mode, ring[0])
+    prepared = provider.prepare(case, settings.device)
+    return [_bind(prepared, mode, case, inputs, truth.grad_outputs) for inputs in ring]
+
+
+def _prepare_all(
+    benchmark: Benchmark,
+    case: Case,
+    mode: str,
+    settings: Settings,
+    echo: Callable[[str], None],
+    wanted: Callable[[Provider], bool],
+) -> list[_Runner]:
+    ring = _ring(benchmark, case, settings)
+    truth = _Truth(benchmark, case, mode, ring[0])
+    runners = []
+    for provider in filter(wanted, benchmark.providers(case, settings.device)):
+        runner = _prepare(provider, truth, ring, settings)
+        runners.append(runner)
+        if runner.measured.status != "ok":
+            echo(f"    {provider.name}: {runner.measured.status}, {runner.measured.note}")
+    return runners
 
 
 def _ring(benchmark: Benchmark, case: Case, settings: Settings) -> list[Inputs]:
@@ -256,8 +292,9 @@ def _capture(runner: _Runner, eager: Callable[[], float]) -> tuple[Callable[[], 
         return eager, False
     try:
         return graph_sampler(runner.calls), True
-    except RuntimeError:
+    except RuntimeError as error:
         torch.cuda.synchronize()
+        runner.measured.note = f"not captured: {_first_line(error)}"
         return eager, False
 
 

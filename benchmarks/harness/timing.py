@@ -124,6 +124,15 @@ def graph_sampler(calls: Sequence[Call]) -> Callable[[], float]:
     Raises:
         RuntimeError: the provider does something that cannot be captured.
     """
+    # Autograd's nodes that a cycle keeps alive belong to the stream of their first call, which a capture must not use;
+    # and what a first call on a new stream sets up cannot be captured.
+    gc.collect()
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:

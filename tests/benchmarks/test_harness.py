@@ -10,7 +10,7 @@ from benchmarks.harness.cases import FORWARD, FORWARD_BACKWARD, find_benchmarks
 from benchmarks.harness.counting import counts_of
 from benchmarks.harness.machine import Ceilings, folder_name
 from benchmarks.harness.report import COLUMNS, markdown, summary, write_csv
-from benchmarks.harness.runner import Settings, run_case
+from benchmarks.harness.runner import Settings, check_case, run_case
 from benchmarks.harness.timing import Budget, Spread, interleaved, paired_ratio, rotation
 
 from .fakes import ALL, OURS, PEER, doubling, provider
@@ -48,6 +48,20 @@ def test_only_who_agrees_gets_a_time(measured):
     }
     for m in measured.values():
         assert (m.seconds is not None) == (m.ratio is not None or m.provider.subject) == (m.status == "ok")
+
+
+def test_a_check_times_nothing_and_asks_only_this_project():
+    benchmark = doubling([OURS, PEER, provider("wrong", lambda x: 3 * x, ours=True)])
+    case = benchmark.cases("cpu", True)[0]
+    found = check_case(benchmark, case, FORWARD_BACKWARD, CPU, lambda line: None)
+    assert [(m.provider.name, m.status) for m in found] == [("ours", "ok"), ("wrong", "wrong")]
+    assert all(m.seconds is None for m in found)
+
+
+def test_only_the_wanted_providers_run():
+    case = doubling().cases("cpu", True)[0]
+    found = run_case(doubling(), case, FORWARD, CPU, lambda line: None, lambda p: p.name in ("ours", "peer"))
+    assert [m.provider.name for m in found] == ["ours", "peer"] and found[1].ratio is not None
 
 
 def test_the_reason_is_told(measured):

@@ -25,13 +25,13 @@ def read_charades_sta(
 ) -> Iterator[Item]:
     """One sample of task "temporal" a line.
 
-    A sample's id is "<video>-<line>". The file says nothing of rate, length and size: frames are tenths of a second,
+    A sample's id is `<video>-<line>`. The file says nothing of rate, length and size: frames are tenths of a second,
     the video ends with the event and measures `UNKNOWN_SIZE`, and only the interval in seconds is to be relied on,
     until `align_to_video` has put in what the video says.
 
     Args:
         annotations: the published text file.
-        videos: folder of the videos, looked through by name; None names them "<video>.mp4".
+        videos: folder of the videos, looked through by name; None names them `<video>.mp4`.
 
     Yields:
         samples, and a problem for each line that is skipped.
