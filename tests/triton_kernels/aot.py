@@ -126,12 +126,17 @@ def record(launch: Callable[[], Any], name: str = "") -> list[Variant]:
     return found
 
 
-def compile_variant(variant: Variant, cc: int) -> Resources:
-    """Compile for compute capability `cc` (80, 90, 100) and read the resources out of the cubin."""
+def compile_kernel(variant: Variant, cc: int) -> Any:
+    """Triton's compiled kernel for compute capability `cc` (80, 90, 100): `asm["cubin"]`, `asm["ptx"]`, `metadata`."""
     names = variant.kernel.arg_names
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
     source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", cc, 32), options=dict(variant.options))
+    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=dict(variant.options))
+
+
+def compile_variant(variant: Variant, cc: int) -> Resources:
+    """Compile for compute capability `cc` and read the resources out of the cubin."""
+    compiled = compile_kernel(variant, cc)
     usage = _read_cubin(compiled.asm["cubin"])
     return Resources(
         registers=int(usage["REG"]),
