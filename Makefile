@@ -87,7 +87,7 @@ $(VENV)/.installed-dev: $(DESCRIPTION) | $(BIN)/python
 
 $(VENV)-docs/.installed: mkdocs.yml
 	$(PYTHON) -m venv $(VENV)-docs
-	$(VENV)-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27'
+	$(VENV)-docs/bin/python -m pip install --quiet 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27' 'ruff>=0.12'
 	@touch $@
 
 $(VENV)-other/.installed: | $(BIN)/python

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from .errors import ConfigError
 from .settings import show
@@ -11,6 +13,7 @@ from .settings import show
 if TYPE_CHECKING:
     import torch
 
+T = TypeVar("T")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -25,6 +28,14 @@ def rank_and_size() -> tuple[int, int]:
         raise ConfigError(f"RANK must be below WORLD_SIZE, got {rank} of {size}: start the processes with torchrun.")
     _number("LOCAL_RANK", 0)  # which libraries read too, and not as kindly
     return rank, size
+
+
+def shard(items: Iterable[T], rank: int, world_size: int) -> Iterator[T]:
+    """Yield the share of one rank: every `world_size`-th item, from the `rank`-th on.
+
+    The shares of all ranks together hold every item once. Items may be endless.
+    """
+    return itertools.islice(items, rank, None, world_size)
 
 
 def check_rendezvous() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 
@@ -18,16 +19,20 @@ def dump_json(value: Any, *, indent: int | None = None, sort_keys: bool = False)
         raise ValueError("it holds a number that is not finite, which JSON does not have") from error
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, parse_int: Callable[[str], Any] | None = None) -> Any:
     """What a JSON text says.
+
+    Args:
+        parse_int: makes the value of an integer's digits; None takes `int`.
 
     Raises:
         ValueError: with a short reason; it is no JSON, or holds what cannot be read.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_int=parse_int)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} (column {error.colno})") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg} ({line}column {error.colno})") from error
     except UnicodeDecodeError as error:
         raise ValueError("it is no UTF-8") from error
     except RecursionError as error:

@@ -7,11 +7,10 @@ sentence that names the field, the value, and the rule or the nearest known name
 from __future__ import annotations
 
 import difflib
-import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -185,20 +184,6 @@ def rules_of(kind: type) -> dict[str, Rule]:
     hints = typing.get_type_hints(kind)
     return {
         field.name: _rule(hints[field.name], field.metadata.get(_LIMIT, {})) for field in fields(typing.cast(Any, kind))
-    }
-
-
-def rules_of_arguments(kind: Callable[..., Any], *, but: Container[str] = ()) -> dict[str, Rule]:
-    """The schema that the annotated arguments with a default are, those in `but` aside; it knows types and no ranges.
-
-    An argument of a type that no `Rule` has takes anything.
-    """
-    function = kind.__init__ if isinstance(kind, type) else kind  # type: ignore[misc]
-    hints = typing.get_type_hints(function)
-    return {
-        name: _rule(hints.get(name, Any), {})
-        for name, argument in inspect.signature(function).parameters.items()
-        if argument.default is not inspect.Parameter.empty and name not in but
     }
 
 

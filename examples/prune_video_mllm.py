@@ -1,8 +1,8 @@
-"""Put `QueryGuidedTokenPruner` into a video MLLM of your own: fewer visual tokens, and gradients that teach which.
+"""Put `QueryGuidedTokenPruner` into a video MLLM: it reads fewer visual tokens, and learns which ones to read.
 
     python examples/prune_video_mllm.py
 
-The "MLLM" is a transformer encoder over text and visual tokens. Needs torch alone.
+The MLLM of this example is a small transformer over text and visual tokens. It needs torch alone.
 """
 
 import torch
@@ -12,7 +12,7 @@ from bridge_stg.modules import QueryGuidedTokenPruner
 
 
 class VideoMLLM(nn.Module):
-    """Reads a sentence and the tokens of a clip's frames; keeps a quarter of every frame's tokens."""
+    """Classifies a clip by a sentence, and reads a quarter of every frame's tokens."""
 
     def __init__(self, dim: int = 64, keep: float = 0.25) -> None:
         super().__init__()
@@ -23,13 +23,16 @@ class VideoMLLM(nn.Module):
         self.head = nn.Linear(dim, 2)
 
     def forward(self, text: Tensor, visual: Tensor) -> Tensor:
-        """Text `[B, L, D]` and visual tokens `[B, T, N, D]` to logits `[B, 2]`."""
-        batch, frames, tokens, _ = visual.shape
-        kept = self.pruner(visual.flatten(0, 1), text)  # B * T frames; the text of a clip serves all of its frames
-        frame = torch.arange(frames, device=visual.device).repeat(batch)[:, None]
-        place = self.position(frame * tokens + kept.index)  # a kept token keeps the position that it had
-        gate = kept.log_gate.exp()[..., None].to(visual.dtype)  # how gradients reach the scores
-        memory = (kept.tokens * gate + place).unflatten(0, (batch, frames)).flatten(1, 2)
+        """Return logits `[B, 2]` for text `[B, L, D]` and visual tokens `[B, T, N, D]`."""
+        clips, frames, tokens, _ = visual.shape
+        # The pruner sees B * T frames. The text of a clip guides the choice in all of its frames.
+        kept = self.pruner(visual.flatten(0, 1), text)
+        # A kept token keeps the position that it had among all tokens of the clip.
+        frame = torch.arange(frames, device=visual.device).repeat(clips)[:, None]
+        position = self.position(frame * tokens + kept.index)
+        # The gate multiplies each kept token, so that gradients of the loss reach the scores.
+        gate = kept.log_gate.exp()[..., None].to(visual.dtype)
+        memory = (kept.tokens * gate + position).unflatten(0, (clips, frames)).flatten(1, 2)
         return self.head(self.language_model(torch.cat([text, memory], dim=1))[:, 0])
 
 
@@ -38,13 +41,14 @@ def main() -> None:
     model = VideoMLLM()
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     text, visual = torch.randn(2, 6, 64), torch.randn(2, 8, 196, 64)
+    print(f"{8 * model.pruner.keep_count(196)} of {8 * 196} visual tokens are read")
     for step in range(3):
         loss = nn.functional.cross_entropy(model(text, visual), torch.tensor([0, 1]))
-        loss.backward()
-        assert model.pruner.token_proj.weight.grad is not None
-        optimizer.step()
         optimizer.zero_grad()
-        print(f"step {step}: {8 * model.pruner.keep_count(196)} of {8 * 196} visual tokens read, loss {loss:.3f}")
+        loss.backward()
+        optimizer.step()
+        gradient = model.pruner.token_proj.weight.grad.norm()
+        print(f"step {step}: loss {loss:.3f}, gradient of the pruner's projection {gradient:.1e}")
 
 
 if __name__ == "__main__":

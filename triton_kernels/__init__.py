@@ -1,1 +1,1 @@
-"""Triton kernels and their launchers. Installed as `bridge_stg.triton_kernels`; no kernel yet."""
+"""Triton kernels and their launchers. Installed as `bridge_stg.triton_kernels`."""

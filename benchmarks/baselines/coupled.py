@@ -26,11 +26,10 @@ import torch.nn.functional as F
 from bridge_stg.data.frame_sampling import frames_inside
 from bridge_stg.models import BridgeSTGConfig, BridgeSTGForVideoGrounding, BridgeSTGProcessor
 from bridge_stg.models.decoding import CachedDecoding, encode_clips
-from bridge_stg.models.grounding import ClipPrediction, _read_answer
+from bridge_stg.models.grounding import ClipPrediction, read_answer
 from bridge_stg.models.outputs import BridgeSTGOutput
 from bridge_stg.models.processing_bridge_stg import answer_text
-from bridge_stg.training import TrainingConfig, build_model
-from bridge_stg.training.data.synthetic import collate_grounding
+from bridge_stg.training import TrainingBatch, TrainingConfig, TrainingItem, build_model, collate_grounding
 
 _BOX = re.compile(r"(\d{1,4}),(\d{1,4}),(\d{1,4}),(\d{1,4})")
 
@@ -58,27 +57,28 @@ def parse_tube(text: str, count: int) -> np.ndarray:
     return np.concatenate([low, high], axis=1).clip(0, 1)
 
 
-def training_answer(item: dict[str, Any]) -> str:
+def training_answer(item: TrainingItem) -> str:
     """All that the labels of a curriculum item say, as text: the interval or another answer, and the boxes."""
-    times, interval = item["times"], item["interval"]
+    times, interval = item.times, item.interval
     lines = []
-    if item["answer"] is not None:
-        lines.append(item["answer"])
+    if item.answer is not None:
+        lines.append(item.answer)
     elif interval is not None:
         edges = [*times, 2 * times[-1] - times[-2]]
         lines.append(answer_text((edges[interval[0]], edges[interval[1]])))
     start, end = (0, len(times)) if interval is None else interval
-    boxes = item["boxes"][start:end]
+    boxes = item.boxes[start:end]
     if len(boxes) and not np.isnan(boxes).any():
         lines.append(tube_text(boxes))
     return "\n".join(lines)
 
 
-def collate_coupled(groups: Sequence[list[dict[str, Any]]], processor: Any) -> dict[str, Any]:
+def collate_coupled(groups: Sequence[Sequence[TrainingItem]], processor: BridgeSTGProcessor) -> TrainingBatch:
     """`collate_grounding` with the whole tube in the answer, and nothing for a spatial decoder."""
-    items = [item | {"answer": training_answer(item), "hide_answer": False} for group in groups for item in group]
+    items = [replace(item, answer=training_answer(item), hide_answer=False) for group in groups for item in group]
     batch = collate_grounding([items], processor)
-    return {name: value for name, value in batch.items() if name not in ("hidden_answer", "frame_index", "frame_times")}
+    spatial = ("hidden_answer", "frame_index", "frame_times")
+    return replace(batch, inputs={name: value for name, value in batch.inputs.items() if name not in spatial})
 
 
 def build_coupled(config: TrainingConfig) -> tuple[CoupledForVideoGrounding, BridgeSTGProcessor]:
@@ -172,7 +172,7 @@ class CoupledForVideoGrounding(BridgeSTGForVideoGrounding):
             oracle = decoding.write(processor.tokenizer, limit, heads)
         found = []
         for clip, answer in enumerate(answers):
-            read = _read_answer(answer, times[clip], durations[clip])
+            read = read_answer(answer, times[clip], durations[clip])
             interval = read or (float(times[clip][0]), float(durations[clip]))
             inside = frames_inside(times[clip], interval, None)
             chosen = frames_inside(times[clip], interval, spatial_fps)

@@ -33,10 +33,10 @@ from bridge_stg.inference.dataset import predict_samples
 from bridge_stg.models import load_model
 from bridge_stg.models.loading import shipped_model
 from bridge_stg.training import (
-    GroundingTargets,
     LossWeights,
     Phase,
     SyntheticCurriculum,
+    TrainingBatch,
     TrainingConfig,
     build_model,
     collate_grounding,
@@ -57,7 +57,7 @@ class Row:
     """How one side is built, fed and loaded again."""
 
     build: Callable[[TrainingConfig], Any]
-    collate: Callable[..., dict[str, Any]]
+    collate: Callable[..., TrainingBatch]
     load: Callable[[Path], Any]
 
 
@@ -113,15 +113,14 @@ def plan(start: Path, minutes: float) -> dict[str, Any]:
     return found_plan
 
 
-def _step(model: Any, processor: Any, collate: Callable[..., dict[str, Any]], groups: list[Any]) -> Callable[[], None]:
+def _step(model: Any, processor: Any, collate: Callable[..., TrainingBatch], groups: list[Any]) -> Callable[[], None]:
     """One optimiser step of a batch as the trainer takes it; without learning anything, as the rate is 0."""
     batch = collate(groups, processor)
-    targets = GroundingTargets(**batch.pop("targets"))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     model.train()
 
     def step() -> None:
-        losses = grounding_losses(model(**batch), targets, LossWeights(), match_one=False)
+        losses = grounding_losses(model(**batch.inputs), batch.targets, LossWeights(), match_one=False)
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -7,6 +7,8 @@ import logging
 import math
 import sys
 import unicodedata
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +20,7 @@ from ..errors import ConfigError, OutputError
 from ..json_text import dump_json, parse_json
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import Progress
 
 # Texts of others go through it: what reads as markup or as the name of an emoji is none.
 stderr = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -180,6 +182,9 @@ def progress_bar() -> Progress:
     return Progress(*columns, TimeRemainingColumn(), console=stderr, transient=True)
 
 
-def advance(bar: Progress, task: TaskID, done: int, total: int) -> None:
-    """Move a bar to `done` of `total`."""
-    bar.update(task, completed=done, total=total)
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar; yields the function that moves it to (done, total)."""
+    with progress_bar() as bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""`bridge-stg data`: check, measure and convert the datasets as they are published."""
+"""`bridge-stg data` checks, measures and converts published datasets; `bridge-stg synth` writes a synthetic one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from .console import Json, echo, echo_json, note, path_argument, path_option, show_table, stderr
+from .console import Json, echo, echo_json, note, path_argument, path_option, progress, show_table, stderr
 
 if TYPE_CHECKING:
     from ..data.readers import Item
@@ -33,6 +33,38 @@ Split = Annotated[str | None, typer.Option(help="refcoco: train, val, testA, tes
 Convention = Annotated[
     str, typer.Option(help="How frames are numbered: exact, or as in the code of tubedetr or stcat.")
 ]
+
+
+def synth(
+    folder: Annotated[Path, path_argument("FOLDER", help="Where clips/ and SPLIT.jsonl go.")],
+    split: Annotated[str, typer.Option(help="train, val or test; test compositions never occur in train.")] = "test",
+    count: Annotated[int, typer.Option(min=1, help="How many clips.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same clips.")] = 0,
+    tier: Annotated[list[str] | None, typer.Option(help="A tier; repeat for several. All when left out.")] = None,
+    background: Annotated[
+        list[Path] | None,
+        path_option("--background", help="A real video to draw over; repeat for several. Procedural when left out."),
+    ] = None,
+) -> None:
+    """Write a split of SyntheticTubes: H.264 clips and a JSONL of samples."""
+    from ..data import SPLITS, TIERS, write_split
+
+    if split not in SPLITS:
+        raise typer.BadParameter(f"{split!r} is none of {', '.join(SPLITS)}.", param_hint="--split")
+    for name in tier or ():
+        if name not in TIERS:
+            raise typer.BadParameter(f"{name!r} is none of {', '.join(TIERS)}.", param_hint="--tier")
+    with progress("writing clips") as advance:
+        path = write_split(
+            folder,
+            split,
+            count,
+            seed,
+            tiers=tuple(tier or TIERS),
+            backgrounds=tuple(background or ()),
+            progress=advance,
+        )
+    echo(path)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`bridge-stg doctor`: versions, GPU, the compiled part, op backends usable and why not, codecs."""
+"""`bridge-stg doctor`: what this installation consists of, and which backends it can use."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import platform
 from importlib import metadata
 from typing import Any
 
-import torch
 from rich.table import Table
 
-from .. import __version__
-from ..ops import backends
-from ..ops.core.native import build_info
+from .console import Json, echo_json, show_table
 
 PACKAGES = (
     "torch",
@@ -26,8 +23,21 @@ PACKAGES = (
 )
 
 
+def doctor(as_json: Json = False) -> None:
+    """Versions, backends and why one is not usable, GPU, codecs."""
+    facts = diagnose()
+    if as_json:
+        echo_json(facts)
+    else:
+        show_table(_table(facts))
+
+
 def diagnose() -> dict[str, Any]:
     """Facts about this installation, ready for JSON: versions, device, compiled part, backends per op, codecs."""
+    from .. import __version__
+    from ..ops import backends
+    from ..ops.core.native import build_info
+
     versions: dict[str, str | None] = {"bridge-stg": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -47,8 +57,7 @@ def diagnose() -> dict[str, Any]:
     }
 
 
-def diagnosis_table(facts: dict[str, Any]) -> Table:
-    """The facts of `diagnose` as one table."""
+def _table(facts: dict[str, Any]) -> Table:
     table = Table(box=None, show_header=False)
     table.add_column(style="bold")
     table.add_column()
@@ -72,12 +81,16 @@ def diagnosis_table(facts: dict[str, Any]) -> Table:
 
 def _missing_device(devices: tuple[str, ...]) -> str | None:
     """Why a backend that could run in this installation has nothing to run on, or None."""
+    import torch
+
     if devices == ("cuda",) and not torch.cuda.is_available():
         return "no CUDA device or driver found"
     return None
 
 
 def _device() -> str:
+    import torch
+
     if not torch.cuda.is_available():
         return "none: " + ("torch is a CPU build" if torch.version.cuda is None else "no CUDA device or driver found")
     return ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,18 +14,21 @@ from .console import (
     Device,
     Json,
     Model,
-    advance,
     echo_json,
     given,
     note,
     path_option,
-    progress_bar,
+    progress,
     read_settings,
     show_table,
 )
 
 if TYPE_CHECKING:
     import torch
+
+    from ..data import GroundingSample
+    from ..evaluation import MetricProtocol, Prediction
+    from ..inference.outcome import Outcome
 
 _OF_A_MODEL = ("model", "split", "settings", "limit", "batch_size", "floors", "device")
 
@@ -59,7 +62,9 @@ def evaluate(
             "resumes, and several processes (torchrun) share it.",
         ),
     ] = None,
-    floors: Annotated[bool, typer.Option(help="Add the trivial floors: best constant answer, random answer.")] = False,
+    floors: Annotated[
+        bool, typer.Option(help="Add the trivial baselines: best constant answer, random answer.")
+    ] = False,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -80,99 +85,96 @@ def evaluate(
     assert data is not None
     if data.is_file() and (unused := given(context, "split")):
         raise typer.BadParameter("it is for a folder, and --data is a file.", param_hint=unused[0])
-    switches = _switches(settings)
-    report = _ground_and_score(
-        data, split, limit, model, switches, own_device(device), batch_size, predictions, protocol, floors
-    )
-    if report is None:
+    grounding = _Grounding(model, _switches(settings), own_device(device), batch_size, predictions)
+
+    from ..inference.dataset import find_samples
+
+    everything = find_samples(data, split)
+    samples = everything[:limit]
+    outcomes = _ground(everything, samples, grounding)
+    if outcomes is None:
         note("This process is done; the last one scores.")
         return
+    report = _report(samples, outcomes, PROTOCOLS[protocol], floors)
     for failure in report["failed"]:
         note(f"{failure['id']}: {failure['reason']}")
     _show(report, as_json)
-    if len(report["failed"]) == report["samples"]:
-        raise BridgeSTGError(f"None of the {report['samples']} samples could be grounded.")
+    if len(report["failed"]) == len(samples):
+        raise BridgeSTGError(f"None of the {len(samples)} samples could be grounded.")
+
+
+@dataclass(frozen=True)
+class _Grounding:
+    """How samples are grounded, as the command line says."""
+
+    model: str | None
+    settings: dict[str, Any]
+    device: torch.device
+    batch_size: int
+    out: Path | None
 
 
 def _switches(pairs: list[str] | None) -> dict[str, Any]:
-    """Names and types are checked here, before the model is loaded; ranges by the model."""
-    from ..models import BridgeSTGConfig
-    from ..settings import check_fields, rules_of_arguments
+    """Settings of the model, checked before it is loaded."""
+    from ..models.configuration_bridge_stg import MODEL_RULES
+    from ..settings import check_fields
 
-    fixed = {"backbone_config", "backbone_name", "backbone_fingerprint"}
-    return check_fields(read_settings(pairs), rules_of_arguments(BridgeSTGConfig, but=fixed), "--set")
+    return check_fields(read_settings(pairs), MODEL_RULES, "--set")
 
 
-def _ground_and_score(
-    data: Path,
-    split: str,
-    limit: int | None,
-    model: str | None,
-    settings: dict[str, Any],
-    device: torch.device,
-    batch_size: int,
-    out: Path | None,
-    protocol: str,
-    floors: bool,
-) -> dict[str, Any] | None:
-    """The report, with `missing` and `failed`; None where another process makes it."""
-    from ..evaluation import PROTOCOLS, ConstantFloor, random_floor
-    from ..evaluation import evaluate as score
-    from ..inference.dataset import (
-        Failure,
-        find_samples,
-        ground_dataset,
-        ground_samples,
-        model_fingerprint,
-        samples_fingerprint,
-    )
+def _ground(
+    everything: list[GroundingSample], samples: list[GroundingSample], grounding: _Grounding
+) -> list[Outcome[Prediction]] | None:
+    """The outcomes of `samples`, which are the first of `everything`; None where another process has them."""
+    from ..inference.dataset import ground_dataset, ground_samples
+    from ..inference.fingerprints import model_fingerprint, samples_fingerprint
     from ..models import load_model
-    from ..models.loading import shipped_model
 
     rank, world_size = rank_and_size()
-    if world_size > 1 and out is None:
+    if world_size > 1 and grounding.out is None:
         raise ConfigError(f"{world_size} processes share an evaluation through a file: name it with --predictions.")
-    everything = find_samples(data, split)
-    samples = everything[:limit]
-    network = load_model(model, settings).to(device)
-    with progress_bar() as bar:
-        task = bar.add_task("grounding", total=len(samples))
-        if out is None:
-            results: list[Any] = []
-            for result in ground_samples(network, samples, batch_size=batch_size):
-                results.append(result)
-                advance(bar, task, len(results), len(samples))
-            found: list[Any] | None = results
-        else:
-            folder = shipped_model() if model is None else Path(model)
-            found = ground_dataset(
-                network,
-                samples,
-                out,
-                made_with={
-                    "model": model_fingerprint(folder),
-                    "settings": settings,
-                    "data": samples_fingerprint(everything),  # not of the first alone: --limit may grow
-                },
-                batch_size=batch_size,
-                rank=rank,
-                world_size=world_size,
-                progress=partial(advance, bar, task),
-            )
-    if found is None:
-        return None
-    failures = [result for result in found if isinstance(result, Failure)]
-    rule = PROTOCOLS[protocol]
-    scored = score(samples, [result for result in found if not isinstance(result, Failure)], rule)
-    report = dict(scored.summary)
-    report["samples"] = len(samples)
-    report["missing"] = list(scored.missing)
-    report["failed"] = [{"id": failure.id, "reason": failure.reason} for failure in failures]
+    network = load_model(grounding.model, grounding.settings).to(grounding.device)
+    with progress("grounding") as advance:
+        if grounding.out is None:
+            outcomes = []
+            for outcome in ground_samples(network, samples, batch_size=grounding.batch_size):
+                outcomes.append(outcome)
+                advance(len(outcomes), len(samples))
+            return outcomes
+        return ground_dataset(
+            network,
+            samples,
+            grounding.out,
+            made_with={
+                "model": model_fingerprint(grounding.model),
+                "settings": grounding.settings,
+                "data": samples_fingerprint(everything),  # not of the first alone: --limit may grow
+            },
+            batch_size=grounding.batch_size,
+            rank=rank,
+            world_size=world_size,
+            progress=advance,
+        )
+
+
+def _report(
+    samples: list[GroundingSample], outcomes: list[Outcome[Prediction]], protocol: MetricProtocol, floors: bool
+) -> dict[str, Any]:
+    """The metrics, with what is missing or failed; with `floors`, those of the trivial baselines too."""
+    from ..evaluation import ConstantFloor, random_floor
+    from ..evaluation import evaluate as score
+
+    scored = score(samples, [outcome.answer for outcome in outcomes if outcome.answer is not None], protocol)
+    report = scored.summary | {
+        "samples": len(samples),
+        "missing": list(scored.missing),
+        "failed": [{"id": o.id, "reason": o.reason} for o in outcomes if o.answer is None],
+    }
     if floors:
         constant = ConstantFloor.fit(samples).predict(samples)
         report["floors"] = {
-            "best constant": score(samples, constant, rule).summary,
-            "random": score(samples, random_floor(samples), rule).summary,
+            "best constant": score(samples, constant, protocol).summary,
+            "random": score(samples, random_floor(samples), protocol).summary,
         }
     return report
 

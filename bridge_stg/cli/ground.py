@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,6 @@ from .console import (
     Device,
     Json,
     Model,
-    advance,
     echo,
     echo_json,
     finite,
@@ -21,11 +21,21 @@ from .console import (
     note,
     path_argument,
     path_option,
-    progress_bar,
+    progress,
     stderr,
 )
 
 _OUTPUTS = ("annotated.mp4", "strip.png", "result.json")
+
+
+@dataclass(frozen=True)
+class _Options:
+    """Options that one video and a manifest have in common, as the command line gives them."""
+
+    model: str | None
+    device: str
+    spatial_fps: float | None
+    as_json: bool
 
 
 def ground(
@@ -64,6 +74,7 @@ def ground(
     ] = None,
 ) -> None:
     """Find [bold]when[/] and [bold]where[/] SENTENCE happens in VIDEO."""
+    options = _Options(model, device, spatial_fps, as_json)
     if manifest is not None:
         if video is not None or out is None:
             raise typer.BadParameter(
@@ -71,25 +82,16 @@ def ground(
             )
         if stream is not None:
             raise typer.BadParameter("it is for one VIDEO.", param_hint="--stream")
-        _ground_manifest(manifest, out, model, device, spatial_fps, batch_size, as_json)
+        _ground_manifest(manifest, out, batch_size, options)
         return
     if video is None or sentence is None:
         raise typer.BadParameter("both are needed, unless there is a --manifest.", param_hint="VIDEO SENTENCE")
     if given(context, "batch_size"):
         raise typer.BadParameter("it is for --manifest.", param_hint="--batch-size")
-    _ground_one(video, stream, sentence, model, out, device, spatial_fps, as_json)
+    _ground_one(video, stream, sentence, out, options)
 
 
-def _ground_one(
-    video: Path,
-    stream: int | None,
-    sentence: str,
-    model: str | None,
-    out: Path | None,
-    device: str,
-    spatial_fps: float | None,
-    as_json: bool,
-) -> None:
+def _ground_one(video: Path, stream: int | None, sentence: str, out: Path | None, options: _Options) -> None:
     from ..data import probe
     from ..distributed import own_device
     from ..files import atomic_files, ensure_writable_folder, refuse_source, replaceable, write_text
@@ -105,9 +107,9 @@ def _ground_one(
         for name in _OUTPUTS:
             replaceable(out / name)
     with stderr.status("loading the model"):
-        network = load_model(model).to(own_device(device))
+        network = load_model(options.model).to(own_device(options.device))
     with stderr.status("grounding"):
-        result = network.ground(source, sentence, spatial_fps=spatial_fps)
+        result = network.ground(source, sentence, spatial_fps=options.spatial_fps)
     if result.interval_source == "presence" and network.config.interval_source == "text":
         note("The generated answer holds no readable interval; the presence curve gives it.")
     try:
@@ -116,13 +118,12 @@ def _ground_one(
         raise OutputError(f"The result cannot be used: {error}; the weights of the model may not be either.") from error
     if out is not None:
         with atomic_files(out) as folder:
-            with progress_bar() as bar:
-                task = bar.add_task("annotating", total=result.frame_count)
-                annotate_video(source, result, folder / "annotated.mp4", progress=partial(advance, bar, task))
+            with progress("annotating") as advance:
+                annotate_video(source, result, folder / "annotated.mp4", progress=advance)
             draw_strip(source, result, folder / "strip.png")
             write_text(folder / "result.json", text)
         note(f"wrote annotated.mp4, strip.png and result.json to {out}")
-    if as_json:
+    if options.as_json:
         echo_json(result.to_dict())
     else:
         echo(
@@ -132,54 +133,41 @@ def _ground_one(
 
 
 def _check_sentence(sentence: str) -> None:
-    """What a terminal of another encoding sends arrives as lone surrogates, which no tokenizer takes."""
+    """Refuse the lone surrogates that a terminal of another encoding sends: no tokenizer takes them."""
     try:
         sentence.encode()
     except UnicodeEncodeError as error:
         raise SampleError(f"The sentence must be UTF-8 text, got {sentence!r}.") from error
 
 
-def _ground_manifest(
-    manifest: Path,
-    out: Path,
-    model: str | None,
-    device: str,
-    spatial_fps: float | None,
-    batch_size: int,
-    as_json: bool,
-) -> None:
+def _ground_manifest(manifest: Path, out: Path, batch_size: int, options: _Options) -> None:
     from ..files import ensure_writable_folder
     from ..inference.resumable_jsonl import check_output
 
     ensure_writable_folder(check_output(out).parent)  # a mistake must not wait for torch, nor for the model
 
     from ..distributed import own_device, rank_and_size
-    from ..inference.dataset import model_fingerprint
+    from ..inference.fingerprints import model_fingerprint
     from ..inference.manifest import ground_manifest, read_manifest
     from ..models import load_model
-    from ..models.loading import shipped_model
 
     rank, world_size = rank_and_size()
     read_manifest(manifest)
-    network = load_model(model).to(own_device(device))
-    with progress_bar() as bar:
-        task = bar.add_task("grounding", total=None)
+    network = load_model(options.model).to(own_device(options.device))
+    with progress("grounding") as advance:
         summary = ground_manifest(
-            partial(network.ground_batch, spatial_fps=spatial_fps),
+            partial(network.ground_batch, spatial_fps=options.spatial_fps),
             manifest,
             out,
-            made_with={
-                "model": model_fingerprint(shipped_model() if model is None else model),
-                "spatial_fps": spatial_fps,
-            },
+            made_with={"model": model_fingerprint(options.model), "spatial_fps": options.spatial_fps},
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=advance,
         )
     for name, reason in summary.failed.items():
         note(f"{name}: {reason}")
-    if as_json:
+    if options.as_json:
         echo_json(summary.to_dict())
     else:
         state = f"written to {out}" if summary.merged else "the other processes are not done yet"

@@ -14,16 +14,16 @@ METRICS = ("m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5", "gt_vIoU")
 
 
 def metrics_table(report: Mapping[str, Any]) -> Table:
-    """Rows: all, sentence types, tiers, floors; columns: the metrics.
+    """Rows: all, sentence types, tiers, trivial baselines; columns: the metrics.
 
     Args:
-        report: the summary of `evaluation.evaluate`, with an optional "floors" of the same shape.
+        report: the summary of `evaluation.evaluate`; "floors", if it is there, holds a summary for each baseline.
     """
     table = Table("samples", *METRICS, box=None, header_style="bold")
     rows: dict[str, Mapping[str, Any] | None] = {key: report.get(key) for key in _GROUPS}
     rows |= {f"tier {name}": values for name, values in report.get("tiers", {}).items()}
-    for name, floor in report.get("floors", {}).items():
-        rows[f"floor: {name}"] = floor["all"]
+    for name, summary in report.get("floors", {}).items():
+        rows[f"trivial baseline: {name}"] = summary["all"]
     for name, values in rows.items():
         if values is not None:
             table.add_row(printable(name), *(_number(values.get(metric)) for metric in METRICS))

@@ -1,6 +1,7 @@
 """Data: samples, video decoding, frame sampling and the synthetic benchmark. Knows no model."""
 
 from .checking import CheckReport, check_dataset
+from .clip import Clip, load_clip
 from .frame_sampling import sample_spatial_frames, uniform_frame_index
 from .mixture import MixtureSampler
 from .readers import Dataset, Problem, iterate_dataset, read_dataset
@@ -23,6 +24,7 @@ __all__ = [
     "VOCABULARY",
     "Box",
     "CheckReport",
+    "Clip",
     "Dataset",
     "GroundingSample",
     "MixtureSampler",
@@ -40,6 +42,7 @@ __all__ = [
     "decode_frames",
     "frames",
     "iterate_dataset",
+    "load_clip",
     "probe",
     "read_dataset",
     "read_samples",

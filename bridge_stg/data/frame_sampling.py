@@ -7,8 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from .video import VideoInfo
-
 
 def uniform_frame_index(
     times: Sequence[float] | np.ndarray, fps: float, max_frames: int, multiple: int = 2
@@ -45,30 +43,6 @@ def uniform_frame_index(
         index = index[np.linspace(0, len(index) - 1, limit).round().astype(np.int64)]
     padding = -len(index) % multiple
     return np.concatenate([index, np.repeat(index[-1:], padding)]).astype(np.int64)
-
-
-def clip_frames(
-    info: VideoInfo, segment: tuple[int, int] | None, fps: float, max_frames: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Which frames of a clip the MLLM sees, on the clip's own clock.
-
-    Args:
-        info: the video that the clip is of.
-        segment: its frames [start, end) that form the clip; None means all.
-        fps, max_frames: see `uniform_frame_index`.
-
-    Returns:
-        (int64 `[n]` frames of the video, float64 `[n]` seconds from the clip's start, the clip's length in seconds).
-
-    Raises:
-        ValueError: see `uniform_frame_index`.
-    """
-    start, end = segment or (0, info.frame_count)
-    end = min(end, info.frame_count)
-    clock = info.times[start:end] - info.times[start]
-    index = uniform_frame_index(clock, fps, max_frames)
-    finish = info.duration if end == info.frame_count else float(info.times[end])
-    return start + index, clock[index], finish - float(info.times[start])
 
 
 def frames_inside(

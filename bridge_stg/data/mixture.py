@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,8 @@ class MixtureSampler:
 
     The stream is cut into blocks. Every block holds each dataset as often as its weight says, in an order of its own,
     so that the mix is even at any length and not only in the mean. Within a dataset every item comes once before any
-    comes twice; every pass has an order of its own. Nothing depends on what was drawn before: a run resumes from one
-    number, and ranks or loader workers share the stream by its places.
-
-    Iterating yields (dataset name, item) from `position` on, every `world_size`-th place from `rank`, without end.
+    comes twice; every pass has an order of its own. Nothing depends on what was drawn before, so that a run resumes at
+    any place, and ranks or loader workers share the stream by its places.
     """
 
     def __init__(
@@ -28,15 +26,12 @@ class MixtureSampler:
         *,
         seed: int = 0,
         block: int = 1000,
-        rank: int = 0,
-        world_size: int = 1,
-    ):
+    ) -> None:
         """Args:
             sizes: items in each dataset, by name; the order of names is part of what determines the stream.
             weights: share of each dataset in the stream, in any unit, realised to 1 / block; None means by size.
             seed: of the stream.
             block: places in a block.
-            rank, world_size: this process, and how many share the stream.
 
         Raises:
             ValueError: a size, weight or option is out of its range, or a weight is too small for the block.
@@ -51,8 +46,6 @@ class MixtureSampler:
                 raise ValueError(f"the weight of {name!r} must be positive, got {weights[name]}")
         if block < 1 or seed < 0:
             raise ValueError(f"block must be at least 1 and seed at least 0, got {block} and {seed}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be in 0..{world_size - 1}, got {rank}")
         self.names = tuple(sizes)
         self.sizes = tuple(sizes.values())
         self.quotas = _apportion(np.array([weights[name] for name in self.names], dtype=np.float64), block)
@@ -61,12 +54,14 @@ class MixtureSampler:
             raise ValueError(f"the weight of {scarce!r}, {weights[scarce]}, gives it no place in a block of {block}")
         self.seed = seed
         self.block = block
-        self.rank = rank
-        self.world_size = world_size
-        self.position = 0
+        self._mixed = dict(sizes), weights
         # Caches belong to the object, not to the class: a sampler must not keep another's permutations alive.
         self._layout = lru_cache(maxsize=8)(self._make_layout)
         self._order = lru_cache(maxsize=2 * len(self.names))(self._make_order)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The caches cannot be pickled; the arguments can.
+        return partial(MixtureSampler, seed=self.seed, block=self.block), self._mixed
 
     def pick(self, place: int) -> tuple[str, int]:
         """The dataset and the item at a place of the stream.
@@ -80,31 +75,6 @@ class MixtureSampler:
         source, before = (int(row[offset]) for row in self._layout(block))
         turn, item = divmod(block * self.quotas[source] + before, self.sizes[source])
         return self.names[source], int(self._order(source, turn)[item])
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        while True:
-            place = self.position * self.world_size + self.rank
-            self.position += 1
-            yield self.pick(place)
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that resuming needs; the same on every rank that has drawn equally often."""
-        return {"position": self.position, "seed": self.seed, "block": self.block, "sizes": dict(self._sizes())}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the number of ranks may have changed if `position` is set accordingly.
-
-        Raises:
-            ValueError: the state is of another stream.
-        """
-        mine = {"seed": self.seed, "block": self.block, "sizes": dict(self._sizes())}
-        for key, value in mine.items():
-            if state.get(key) != value:
-                raise ValueError(f"the state is of another stream: its {key} is {state.get(key)}, this one's {value}")
-        self.position = int(state["position"])
-
-    def _sizes(self) -> Iterator[tuple[str, int]]:
-        return zip(self.names, self.sizes, strict=True)
 
     def _make_layout(self, block: int) -> np.ndarray:
         """int64 `[2, block]`: the dataset at each place, and how often it came before in the block."""

@@ -7,12 +7,13 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from ..errors import SampleError
 from ..files import atomic_path
-from .jsonl import UniqueIds, numbered_lines, parse_line
+from .jsonl import read_records
 from .values import FARTHEST, LONGEST_SIDE, MOST_FRAMES, is_number, is_path, is_unicode, is_whole, shown, shown_list
 
 Task = Literal["stvg", "temporal", "referring", "qa"]
@@ -188,19 +189,7 @@ def read_samples(path: str | os.PathLike[str]) -> list[GroundingSample]:
     Raises:
         SampleError: the file cannot be read or holds no record, or a line breaks the schema; names the line.
     """
-    path = Path(path)
-    samples: list[GroundingSample] = []
-    ids = UniqueIds()
-    for number, line in numbered_lines(path, "an annotation file"):
-        try:
-            sample = GroundingSample.from_record(parse_line(line), root=path.parent)
-            ids.add(sample.id, number)
-        except SampleError as error:
-            raise SampleError(f"{path}:{number}: {error}") from error
-        samples.append(sample)
-    if not samples:
-        raise SampleError(f"{path} holds no record; an annotation file needs at least one line.")
-    return samples
+    return read_records(path, "an annotation file", partial(GroundingSample.from_record, root=Path(path).parent))
 
 
 def write_samples(path: str | os.PathLike[str], samples: Iterable[GroundingSample]) -> None:

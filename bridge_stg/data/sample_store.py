@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import codecs
 import os
-import stat
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +11,13 @@ from typing import Any, overload
 import numpy as np
 
 from ..errors import SampleError
-from .jsonl import UniqueIds, parse_line, unreadable
+from .jsonl import iterate_records, parse_line, unreadable
 from .readers.reading import Problem, refuse_other_kind
 from .sample import GroundingSample
 from .time_base import has_time_base
 from .video import MOST_ELONGATED
+
+_KIND = "an annotation file"
 
 
 class SampleStore(Sequence[GroundingSample]):
@@ -44,25 +44,17 @@ class SampleStore(Sequence[GroundingSample]):
         self.path = Path(path).absolute()
         self.problems: list[Problem] = []
         self._open: tuple[int, int] | None = None  # (process, descriptor)
+        if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+            raise SampleError(f"{path} is a pipe or a device; samples are read by place, from a regular file.")
         rows: list[tuple[float, ...]] = []
         sums: list[int] = []
-        ids = UniqueIds()
-        try:
-            with open(self.path, "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise SampleError(f"{path} is a pipe or a device; samples are read by place, from a regular file.")
-                offset = 0
-                for number, line in enumerate(file, start=1):
-                    if line.removeprefix(codecs.BOM_UTF8).strip():
-                        sample = self._checked(line, number, ids)
-                        if sample is not None:
-                            rows.append((offset, len(line), sample.width, sample.height, _frames(sample), sample.fps))
-                            sums.append(zlib.crc32(line))
-                        else:
-                            refuse_other_kind(len(rows), len(self.problems), self.problems[-1])
-                    offset += len(line)
-        except (OSError, ValueError) as error:
-            raise unreadable(path, "an annotation file", error) from error
+        for line, sample in iterate_records(path, _KIND, self._usable, may_be_empty=True):
+            if isinstance(sample, SampleError):
+                self.problems.append(Problem(f"line {line.number}", str(sample)))
+                refuse_other_kind(len(rows), len(self.problems), self.problems[-1])
+                continue
+            rows.append((line.offset, len(line.data), sample.width, sample.height, _frames(sample), sample.fps))
+            sums.append(zlib.crc32(line.data))
         if not rows:
             reason = f": {self.problems[0].id}: {self.problems[0].reason}" if self.problems else "."
             raise SampleError(f"{path} holds no usable record{reason}")
@@ -72,23 +64,17 @@ class SampleStore(Sequence[GroundingSample]):
         self.rates = table[:, 5].copy()
         self._sums = np.array(sums, dtype=np.uint32)
 
-    def _checked(self, line: bytes, number: int, ids: UniqueIds) -> GroundingSample | None:
-        reason = None
-        try:
-            sample = GroundingSample.from_record(parse_line(line), root=self.path.parent)
-            if not has_time_base(sample):
-                reason = "its size and rate are not known; `bridge-stg data convert --align` takes them from the video."
-            elif max(sample.width, sample.height) > MOST_ELONGATED * min(sample.width, sample.height):
-                reason = (
-                    f"one side may be at most {MOST_ELONGATED} times the other, got {sample.width} x {sample.height}."
-                )
-            else:
-                ids.add(sample.id, number)
-                return sample
-        except SampleError as error:
-            reason = str(error)
-        self.problems.append(Problem(f"line {number}", reason))
-        return None
+    def _usable(self, record: Any) -> GroundingSample:
+        sample = GroundingSample.from_record(record, root=self.path.parent)
+        if not has_time_base(sample):
+            raise SampleError(
+                "its size and rate are not known; `bridge-stg data convert --align` takes them from the video."
+            )
+        if max(sample.width, sample.height) > MOST_ELONGATED * min(sample.width, sample.height):
+            raise SampleError(
+                f"one side may be at most {MOST_ELONGATED} times the other, got {sample.width} x {sample.height}."
+            )
+        return sample
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -103,7 +89,7 @@ class SampleStore(Sequence[GroundingSample]):
         try:
             line = os.pread(self._descriptor(), int(self._lengths[index]), int(self._offsets[index]))
         except OSError as error:
-            raise unreadable(self.path, "an annotation file", error) from error
+            raise unreadable(self.path, _KIND, error) from error
         if zlib.crc32(line) != self._sums[index]:
             raise SampleError(f"{self.path} has changed since it was opened; its record {index} is another.")
         return GroundingSample.from_record(parse_line(line), root=self.path.parent)

@@ -1,7 +1,6 @@
-"""Evaluation: predictions and their files, metric protocols, trivial floors. Knows no model."""
+"""Evaluation: predictions and their files, metric protocols, trivial baselines. Knows no model."""
 
 from ..data.sample import to_frame_range
-from .floors import ConstantFloor, random_floor
 from .metrics import (
     EVERY_FRAME,
     METRICS,
@@ -17,6 +16,7 @@ from .metrics import (
 )
 from .predictions import Prediction, read_predictions, write_predictions
 from .protocols import PROTOCOLS, protocol_report, score_files
+from .trivial_baselines import ConstantFloor, random_floor
 
 __all__ = [
     "EVERY_FRAME",

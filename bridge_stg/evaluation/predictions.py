@@ -6,12 +6,11 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..data.jsonl import UniqueIds, numbered_lines, parse_line
+from ..data.jsonl import read_records
 from ..data.sample import Box, parse_frames, to_frame_range
 from ..data.values import FARTHEST, MOST_FRAMES, is_unicode, shown, shown_list
 from ..errors import SampleError
@@ -156,17 +155,7 @@ def read_predictions(path: str | os.PathLike[str]) -> list[Prediction]:
     Raises:
         SampleError: the file cannot be read, a line breaks the schema, or an id comes twice (names the line).
     """
-    path = Path(path)
-    ids = UniqueIds()
-    predictions = []
-    for number, line in numbered_lines(path, "a prediction file"):
-        try:
-            prediction = Prediction.from_record(parse_line(line))
-            ids.add(prediction.id, number)
-        except SampleError as error:
-            raise SampleError(f"{path}:{number}: {error}") from error
-        predictions.append(prediction)
-    return predictions
+    return read_records(path, "a prediction file", Prediction.from_record, may_be_empty=True)
 
 
 def write_predictions(path: str | os.PathLike[str], predictions: Iterable[Prediction]) -> None:

@@ -5,8 +5,9 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from .configuration_bridge_stg import BridgeSTGConfig
+from .grounding import BridgeSTGForVideoGrounding
 from .loading import load_model, shipped_model
-from .modeling_bridge_stg import BridgeSTGForVideoGrounding, BridgeSTGOutput
+from .outputs import BridgeSTGOutput
 from .processing_bridge_stg import BridgeSTGProcessor
 from .result import GroundingResult, KeptTokens, PresencePoint, TubeEntry
 

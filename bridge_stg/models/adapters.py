@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import os
@@ -12,11 +11,19 @@ from typing import Any, Self
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import ModelError
 from ..files import atomic_path, write_text
+from .backbone_loading import build_from_backbone, reread_backbone
+from .backbones import family_of, fingerprint
 from .configuration_bridge_stg import BridgeSTGConfig
-from .saved_folder import LOADING, is_dtype, one_line, read_json, read_saved_config
+from .model_files import one_line, read_json
+from .pickling import state_without_recorders
+from .processing_bridge_stg import BridgeSTGProcessor
+from .saved_folder import LOADING, is_dtype, read_saved_config, read_saved_processor
+from .vision_attention import batch_vision_attention
 
 RECORD_FILE = "bridge_stg_adapter.json"
 SPATIAL_FILE = "spatial.safetensors"
@@ -28,18 +35,89 @@ _BACKBONE = "backbone."
 _PEFT_PREFIX = "base_model.model."  # what peft writes before the names of the model it wraps
 
 
-class BackboneMixin:
-    """`from_backbone`, LoRA, freezing and small checkpoints of `BridgeSTGForVideoGrounding`."""
+class BridgeSTGPreTrainedModel(PreTrainedModel):
+    """A model on a backbone: where the two come from, which part of them is trained, and how they are saved.
 
-    config: Any
-    backbone: Any
-    family: Any
-    processor: Any
+    Args:
+        config: the architecture.
+        backbone: a loaded backbone of `config.backbone_config`, taken as it is; None builds one with random weights.
+    """
+
+    config_class = BridgeSTGConfig
+    base_model_prefix = "bridge_stg"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    # Boxes in bf16 would be off by 0.4% of a frame; the spatial half is small beside a real backbone.
+    _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012 (transformers makes it the instance's)
+        "semantic_bridge",
+        "blind_queries",
+        "bridge_embeddings",
+        "memory_norm",
+        "memory_projection",
+        "memory_position",
+        "memory_phase",
+        "memory_lm_norm",
+        "memory_lm_projection",
+        "pruner",
+        "spatial_decoder",
+        "frame_contrast",
+        "dense_alignment",
+    ]
+
+    config: BridgeSTGConfig
+    _processor: BridgeSTGProcessor | None = None
+    _processor_source: dict[str, Any] | None = None
+    _lora_settings: Any = None
+
+    def __init__(self, config: BridgeSTGConfig, backbone: Any = None) -> None:
+        super().__init__(config)
+        self.family = family_of(config.backbone_config.model_type)
+        self.backbone: Any = self.family.network()(config.backbone_config) if backbone is None else backbone
+        if backbone is not None:
+            for module in backbone.modules():  # or post_init would draw its weights anew
+                module.__dict__["_is_hf_initialized"] = True
+        batch_vision_attention(self.backbone.model.visual)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the module's own weights as its constructor does; the backbone's classes see to theirs.
+
+        `transformers` calls this for what a checkpoint lacks, with the functions of `torch.nn.init` guarded: they pass
+        over what was loaded.
+        """
+        reset: Any = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return state_without_recorders(self.__dict__)
+
+    @property
+    def processor(self) -> BridgeSTGProcessor:
+        """The processor saved beside the weights; set it for a model that was never saved.
+
+        Raises:
+            ModelError: there is none, or it is of another model.
+        """
+        if self._processor is None:
+            options = self._processor_source or {}
+            folder = Path(self.name_or_path, options.get("subfolder", ""))
+            if not self.name_or_path:
+                raise ModelError("The model has no processor: set model.processor, or load a saved model.")
+            if folder.is_dir():
+                self._processor = read_saved_processor(folder, self.config)
+            else:
+                self._processor = BridgeSTGProcessor.from_pretrained(self.name_or_path, **options)
+        return self._processor
+
+    @processor.setter
+    def processor(self, value: BridgeSTGProcessor) -> None:
+        self._processor = value
 
     @classmethod
     def from_backbone(
         cls,
-        name_or_folder: str | os.PathLike[str],
+        name_or_folder: str | os.PathLike[str] | PreTrainedConfig,
         *,
         processor: Mapping[str, Any] | None = None,
         dtype: torch.dtype | str = "auto",
@@ -52,7 +130,9 @@ class BackboneMixin:
         stays in fp32.
 
         Args:
-            name_or_folder: a folder in the family's published format, or a name on the Hugging Face Hub.
+            name_or_folder: a folder in the family's published format, or a name on the Hugging Face Hub. A
+                configuration of the family in place of it reads no file: the model is on the meta device, which holds
+                shapes and no numbers, and its tokenizer knows special tokens alone.
             processor: fields of `BridgeSTGProcessor` that differ from what the checkpoint says.
             dtype: of the backbone; "auto" takes that of the checkpoint.
             attn_implementation: of the backbone: "flash_attention_2", "sdpa" or "eager".
@@ -62,8 +142,6 @@ class BackboneMixin:
             ModelError: no such checkpoint, another family, or files are missing.
             ConfigError: a field is unknown or out of range.
         """
-        from .backbone_loading import build_from_backbone
-
         return build_from_backbone(
             cls,
             name_or_folder,
@@ -129,7 +207,7 @@ class BackboneMixin:
         try:
             _peft().inject_adapter_in_model(settings, self.backbone)
         except ValueError as error:
-            raise ModelError(f"LoRA cannot be added: {one_line(error)}") from error
+            raise ModelError(f"LoRA cannot be added: {one_line(error)}.") from error
         for name, parameter in self.backbone.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -137,7 +215,7 @@ class BackboneMixin:
 
     @property
     def has_lora(self) -> bool:
-        return getattr(self, "_lora_settings", None) is not None
+        return self._lora_settings is not None
 
     def merge_lora(self) -> None:
         """Add the adapters into the backbone's weights and remove them; `save_pretrained` then saves a whole model."""
@@ -176,14 +254,14 @@ class BackboneMixin:
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Save in safetensors: the whole model, or `save_adapters` where the backbone is the original one."""
         if not self.backbone_is_original:
-            super().save_pretrained(save_directory, **kwargs)  # type: ignore[misc]
+            super().save_pretrained(save_directory, **kwargs)
         elif kwargs.get("push_to_hub"):
             raise ModelError("push_to_hub does not send adapters; save them and upload the folder.")
         elif kwargs.get("is_main_process", True):
             self.save_adapters(save_directory, state_dict=kwargs.get("state_dict"))
 
     def save_adapters(
-        self: Any, folder: str | os.PathLike[str], *, state_dict: Mapping[str, torch.Tensor] | None = None
+        self, folder: str | os.PathLike[str], *, state_dict: Mapping[str, torch.Tensor] | None = None
     ) -> None:
         """Save the adapters (in peft's format), the spatial half, and a reference to the backbone in place of it.
 
@@ -240,8 +318,6 @@ class BackboneMixin:
         Raises:
             ModelError: files are missing or broken, or the backbone is not the one that was adapted.
         """
-        from .backbone_loading import reread_backbone
-
         path = Path(folder)
         record = _read_record(path / RECORD_FILE)
         config = config or read_saved_config(path)
@@ -274,7 +350,7 @@ class BackboneMixin:
         folder = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
         if not is_adapter_folder(folder):
             with LOADING:
-                loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
+                loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
             model = loaded[0] if isinstance(loaded, tuple) else loaded
             model._processor_source = {name: kwargs[name] for name in _SOURCE_OPTIONS if name in kwargs}
             return loaded
@@ -302,25 +378,6 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
-def fingerprint(backbone: Any) -> str:
-    """Sixteen hex digits of a backbone: its family, its size and a sample of its weights, rounded to bf16.
-
-    The same weights in fp32 and in bf16 agree; another size, another family or a fine-tuned copy do not.
-    """
-    text, inner = backbone.config.text_config, backbone.model
-    first, last = inner.language_model.layers[0], inner.language_model.layers[-1]
-    sample = (
-        inner.visual.patch_embed.proj.weight[0],
-        first.self_attn.q_proj.weight[0],
-        last.self_attn.o_proj.weight[-1],
-        inner.language_model.norm.weight,
-    )
-    digest = hashlib.sha256(f"{backbone.config.model_type} {text.num_hidden_layers} {text.hidden_size}".encode())
-    for tensor in sample:
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _with_adapter_name(key: str) -> str:
     head, _, tail = key.rpartition(".")
     return f"{head}.default.{tail}"
@@ -330,7 +387,7 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except Exception as error:  # a missing file, or one of safetensors' own errors
-        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
+        raise ModelError(f"{path} cannot be read: {one_line(error)}.") from error
 
 
 def _peft() -> Any:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..errors import ConfigError, ModelError
-from .adapters import fingerprint
-from .backbones import BackboneFamily, family_of
-from .configuration_bridge_stg import BridgeSTGConfig
+from .backbones import BackboneFamily, family_of, fingerprint
+from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
+from .model_files import one_line, read_json
 from .processing_bridge_stg import BridgeSTGProcessor
 from .processor_settings import check_processor_settings
-from .saved_folder import LOADING, one_line, read_json
+from .saved_folder import LOADING
+from .tiny import tiny_tokenizer
 
 _IMAGE_FILES = ("video_preprocessor_config.json", "preprocessor_config.json", "processor_config.json")
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json")
@@ -27,7 +28,7 @@ _SENTENCE = "<<sentence and video>>"
 
 def build_from_backbone(
     model_class: Any,
-    name_or_folder: str | os.PathLike[str],
+    source: str | os.PathLike[str] | PreTrainedConfig,
     *,
     processor: Mapping[str, Any],
     dtype: torch.dtype | str,
@@ -35,11 +36,18 @@ def build_from_backbone(
     spatial_config: Mapping[str, Any],
 ) -> Any:
     """See `BridgeSTGForVideoGrounding.from_backbone`."""
-    folder = find_folder(name_or_folder)
-    backbone_config, family = read_config(folder)
-    count = spatial_config.get("bridge_tokens", inspect.signature(BridgeSTGConfig).parameters["bridge_tokens"].default)
-    built = read_processor(folder, family, backbone_config, count, processor)
-    backbone = read_weights(folder, family, backbone_config, dtype, attn_implementation)
+    count = spatial_config.get("bridge_tokens", BridgeSTGConfig.bridge_tokens)
+    if isinstance(source, PreTrainedConfig):
+        name = source.name_or_path or source.model_type
+        settings = _sizes(source.vision_config) | {"bridge_tokens": count}
+        built = BridgeSTGProcessor(tiny_tokenizer((), bridge_tokens=count), **(settings | dict(processor)))
+        backbone = network_on_meta(source, dtype, attn_implementation)
+    else:
+        folder = find_folder(source)
+        name = str(folder.resolve() if Path(source).is_dir() else source)
+        backbone_config, family = read_config(folder)
+        built = read_processor(folder, family, backbone_config, count, processor)
+        backbone = read_weights(folder, family, backbone_config, dtype, attn_implementation)
     mark = fingerprint(backbone)
     first_id = built.tokenizer.convert_tokens_to_ids("<|bridge_0|>")
     add_embedding_rows(backbone, first_id, count)
@@ -48,11 +56,10 @@ def build_from_backbone(
         "bridge_layers": min(6, layers),
         "bridge_token_id": first_id,
         "separate_bridge_embeddings": True,
-        "backbone_name": str(folder.resolve() if Path(name_or_folder).is_dir() else name_or_folder),
+        "backbone_name": name,
         "backbone_fingerprint": mark,
     }
-    known = inspect.signature(BridgeSTGConfig).parameters.keys() - fields.keys() - {"backbone_config", "kwargs"}
-    if unknown := sorted(spatial_config.keys() - known - {"bridge_layers"}):
+    if unknown := sorted(spatial_config.keys() - MODEL_RULES.keys()):
         raise ConfigError(f"{unknown[0]!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
     attention = backbone.config._attn_implementation
     try:
@@ -98,7 +105,8 @@ def assemble(
 ) -> Any:
     """The model around a loaded backbone. A new configuration forgets `attention`, also in those that it holds."""
     config._attn_implementation = attention
-    model = model_class(config, backbone=backbone)
+    with torch.device("meta") if backbone.device.type == "meta" else nullcontext():
+        model = model_class(config, backbone=backbone)
     first = int(config.bridge_token_id or 0)
     rows = backbone.get_input_embeddings().weight[first : first + config.bridge_tokens]
     with torch.no_grad():
@@ -121,7 +129,7 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
             folder = Path(snapshot_download(str(name_or_folder), allow_patterns=_WANTED_FILES))
         except Exception as error:  # a dozen kinds, from a malformed name to no network
             raise ModelError(
-                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {one_line(error)}"
+                f"{name_or_folder} is neither a folder nor a checkpoint that the Hub gives: {one_line(error)}."
             ) from error
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is not a model folder: it has no config.json.")
@@ -138,7 +146,7 @@ def read_config(folder: Path) -> tuple[PreTrainedConfig, BackboneFamily]:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True), family
     except Exception as error:
-        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}") from error
+        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}.") from error
 
 
 def read_weights(
@@ -166,10 +174,24 @@ def read_weights(
                 **options,
             )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
-        raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"The weights in {folder} cannot be loaded: {one_line(error)}.") from error
     if missing := sorted(loading["missing_keys"]):
         raise ModelError(f"{folder} is incomplete: its weights lack {len(missing)} tensors, such as {missing[0]}.")
     return backbone
+
+
+def network_on_meta(config: Any, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
+    """The network on the meta device, in the dtype that `read_weights` would give it.
+
+    The package of flash attention need not be installed: sdpa, in its place, has the same shapes and keeps as much for
+    the backward pass.
+    """
+    if dtype == "auto":
+        dtype = getattr(config, "dtype", None) or torch.bfloat16
+    config._attn_implementation = "eager" if attn_implementation == "eager" else "sdpa"
+    with torch.device("meta"):
+        network = family_of(config.model_type).network()(config)
+    return network.to(dtype if isinstance(dtype, torch.dtype) else getattr(torch, dtype))
 
 
 def read_processor(
@@ -186,14 +208,7 @@ def read_processor(
     image = _image_settings(folder)
     tokenizer = _tokenizer(folder, config, bridge_tokens)
     prefix, suffix = _chat_frame(folder, tokenizer)
-    vision = config.vision_config
-    token_area = (vision.patch_size * vision.spatial_merge_size) ** 2
-    settings: dict[str, Any] = {
-        "patch_size": vision.patch_size,
-        "temporal_patch_size": vision.temporal_patch_size,
-        "merge_size": vision.spatial_merge_size,
-        "min_pixels": 128 * token_area,
-        "max_pixels": 768 * token_area,
+    settings: dict[str, Any] = _sizes(config.vision_config) | {
         "image_mean": image["image_mean"],
         "image_std": image["image_std"],
         "bridge_tokens": bridge_tokens,
@@ -205,6 +220,18 @@ def read_processor(
     if unknown := sorted(overrides.keys() - set(known)):
         raise ConfigError(f"{unknown[0]!r} is no setting of the processor; there are {', '.join(known)}.")
     return BridgeSTGProcessor(tokenizer, **(settings | dict(overrides)))
+
+
+def _sizes(vision: Any) -> dict[str, Any]:
+    """Patch sizes of a vision tower, and the area of a frame: between 128 and 768 merged tokens."""
+    token_area = (vision.patch_size * vision.spatial_merge_size) ** 2
+    return {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "min_pixels": 128 * token_area,
+        "max_pixels": 768 * token_area,
+    }
 
 
 def _image_settings(folder: Path) -> dict[str, Any]:
@@ -224,7 +251,7 @@ def _tokenizer(folder: Path, config: Any, bridge_tokens: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}") from error
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded: {one_line(error)}.") from error
     expected = {
         "<|video_pad|>": config.video_token_id,
         "<|vision_start|>": config.vision_start_token_id,
@@ -256,7 +283,7 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
     try:
         text = tokenizer.apply_chat_template(turn, chat_template=template, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # jinja's errors, or a template that wants something else
-        raise ModelError(f"The chat template in {folder} cannot be used: {one_line(error)}") from error
+        raise ModelError(f"The chat template in {folder} cannot be used: {one_line(error)}.") from error
     before, found, after = text.partition(_SENTENCE)
     if not found:
         raise ModelError(f"The chat template in {folder} leaves out the user's text.")

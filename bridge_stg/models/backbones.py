@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import math
 from typing import Any, ClassVar
@@ -139,6 +140,28 @@ def family_of(model_type: str | None, source: Any = "The backbone") -> BackboneF
             f"{source} holds a {model_type} model; a backbone must be {', '.join(labels[:-1])} or {labels[-1]}."
         )
     return FAMILIES[model_type]
+
+
+def fingerprint(backbone: Any) -> str | None:
+    """Sixteen hex digits of a backbone: its family, its size and a sample of its weights, rounded to bf16.
+
+    The same weights in fp32 and in bf16 agree; another size, another family or a fine-tuned copy do not. A backbone on
+    the meta device has no weights, and None for a fingerprint.
+    """
+    text, inner = backbone.config.text_config, backbone.model
+    first, last = inner.language_model.layers[0], inner.language_model.layers[-1]
+    sample = (
+        inner.visual.patch_embed.proj.weight[0],
+        first.self_attn.q_proj.weight[0],
+        last.self_attn.o_proj.weight[-1],
+        inner.language_model.norm.weight,
+    )
+    if any(tensor.is_meta for tensor in sample):
+        return None
+    digest = hashlib.sha256(f"{backbone.config.model_type} {text.num_hidden_layers} {text.hidden_size}".encode())
+    for tensor in sample:
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def merger_dtype(visual: nn.Module) -> torch.dtype:

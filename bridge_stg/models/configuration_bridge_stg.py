@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import difflib
-import inspect
-import math
-import sys
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.qwen2_5_vl import Qwen2_5_VLConfig
 
+from ..errors import ConfigError
+from ..settings import Rule
 from .backbones import family_of
+
+_COUNT = Rule(int, least=1, most=2**20)  # a slip of the keyboard should not ask for all the memory there is
+MODEL_RULES: dict[str, Rule] = {
+    **dict.fromkeys(("bridge_tokens", "bridge_layers", "max_answer_tokens"), _COUNT),
+    **dict.fromkeys(("decoder_dim", "decoder_heads", "decoder_ffn_dim", "score_dim"), _COUNT),
+    **dict.fromkeys(("semantic_bridge", "pruning", "gate", "frame_contrast"), Rule(bool)),
+    **dict.fromkeys(("dense_alignment", "separate_bridge_embeddings"), Rule(bool)),
+    "interactive_queries": Rule(str, choices=("multi", "last")),
+    "memory_features": Rule(str, choices=("vision", "merged", "vision+lm")),
+    "reference_points": Rule(str, choices=("score", "learned")),
+    "interval_source": Rule(str, choices=("text", "presence")),
+    "keep": Rule(float, above=0, most=1),
+    "contrast_temperature": Rule(float, above=0),
+    "presence_threshold": Rule(float, least=0, most=1),
+}
+"""What users may set: the fields of `BridgeSTGConfig` that do not come from the backbone."""
+
+_OTHER_RULES = {
+    "bridge_token_id": Rule(int, least=0, optional=True),
+    **dict.fromkeys(("backbone_name", "backbone_fingerprint"), Rule(str, optional=True)),
+}
 
 
 class BridgeSTGConfig(PreTrainedConfig):
@@ -50,78 +70,52 @@ class BridgeSTGConfig(PreTrainedConfig):
         separate_bridge_embeddings: the bridging tokens have a parameter of their own instead of rows of the LLM's
             embedding, so that they learn while the backbone is frozen.
         backbone_name: name or folder of the checkpoint that the backbone came from; None for one of our own.
-        backbone_fingerprint: of its weights, see `models/adapters.py`.
+        backbone_fingerprint: of its weights, see `models/backbones.py`.
     """
 
     model_type = "bridge_stg"
     sub_configs: ClassVar[dict[str, type]] = {"backbone_config": AutoConfig}
 
-    def __init__(
-        self,
-        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
-        bridge_tokens: int = 8,
-        bridge_layers: int = 6,
-        bridge_token_id: int | None = None,
-        decoder_dim: int = 256,
-        decoder_heads: int = 8,
-        decoder_ffn_dim: int = 1024,
-        interactive_queries: str = "multi",
-        semantic_bridge: bool = True,
-        memory_features: str = "vision+lm",
-        pruning: bool = True,
-        keep: float = 0.25,
-        score_dim: int = 64,
-        gate: bool = True,
-        reference_points: str = "score",
-        frame_contrast: bool = True,
-        dense_alignment: bool = True,
-        contrast_temperature: float = 0.1,
-        interval_source: str = "text",
-        presence_threshold: float = 0.5,
-        max_answer_tokens: int = 24,
-        separate_bridge_embeddings: bool = False,
-        backbone_name: str | None = None,
-        backbone_fingerprint: str | None = None,
-        **kwargs: Any,
-    ) -> None:
+    backbone_config: Any = None  # the family's configuration; its sub-configurations are typed loosely
+    bridge_tokens: int = 8
+    bridge_layers: int = 6
+    bridge_token_id: int | None = None
+    decoder_dim: int = 256
+    decoder_heads: int = 8
+    decoder_ffn_dim: int = 1024
+    interactive_queries: str = "multi"
+    semantic_bridge: bool = True
+    memory_features: str = "vision+lm"
+    pruning: bool = True
+    keep: float = 0.25
+    score_dim: int = 64
+    gate: bool = True
+    reference_points: str = "score"
+    frame_contrast: bool = True
+    dense_alignment: bool = True
+    contrast_temperature: float = 0.1
+    interval_source: str = "text"
+    presence_threshold: float = 0.5
+    max_answer_tokens: int = 24
+    separate_bridge_embeddings: bool = False
+    backbone_name: str | None = None
+    backbone_fingerprint: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_misspelt(kwargs)
-        if not isinstance(backbone_config, PreTrainedConfig):
-            if not isinstance(backbone_config, dict | None):
-                raise ValueError(f"backbone_config must be a configuration or its dict, got {backbone_config!r}.")
-            values = dict(backbone_config or {})
+        if not isinstance(self.backbone_config, PreTrainedConfig):
+            if not isinstance(self.backbone_config, dict | None):
+                raise ValueError(f"backbone_config must be a configuration or its dict, got {self.backbone_config!r}.")
+            values = dict(self.backbone_config or {})
             model_type = values.pop("model_type", Qwen2_5_VLConfig.model_type)
-            backbone_config = AutoConfig.for_model(family_of(model_type).model_type, **values)
-        self.backbone_config: Any = backbone_config  # its sub-configurations are typed loosely
-        self.bridge_tokens = bridge_tokens
-        self.bridge_layers = bridge_layers
-        self.bridge_token_id = bridge_token_id
-        self.decoder_dim = decoder_dim
-        self.decoder_heads = decoder_heads
-        self.decoder_ffn_dim = decoder_ffn_dim
-        self.interactive_queries = interactive_queries
-        self.semantic_bridge = semantic_bridge
-        self.memory_features = memory_features
-        self.pruning = pruning
-        self.keep = keep
-        self.score_dim = score_dim
-        self.gate = gate
-        self.reference_points = reference_points
-        self.frame_contrast = frame_contrast
-        self.dense_alignment = dense_alignment
-        self.contrast_temperature = contrast_temperature
-        self.interval_source = interval_source
-        self.presence_threshold = presence_threshold
-        self.max_answer_tokens = max_answer_tokens
-        self.separate_bridge_embeddings = separate_bridge_embeddings
-        self.backbone_name = backbone_name
-        self.backbone_fingerprint = backbone_fingerprint
+            self.backbone_config = AutoConfig.for_model(family_of(model_type).model_type, **values)
         self.check()
-        super().__init__(**kwargs)
+        super().__post_init__(**kwargs)
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """The constructor's arguments."""
-        return [name for name in inspect.signature(cls.__init__).parameters if name not in ("self", "kwargs")]
+        """The fields that are ours and not of every configuration."""
+        return ["backbone_config", *MODEL_RULES, *_OTHER_RULES]
 
     def _refuse_misspelt(self, extra: dict[str, Any]) -> None:
         """Fields of `transformers` and a user's own pass; one that nearly has the name of ours is a mistake."""
@@ -131,24 +125,13 @@ class BridgeSTGConfig(PreTrainedConfig):
 
     def check(self) -> None:
         """Raise ValueError, naming the field, for a value of the wrong type, out of range, or that does not exist."""
-        for name, allowed in _CHOICES.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}.")
-        for name in _SWITCHES:
-            if not isinstance(value := getattr(self, name), bool):
-                raise ValueError(f"{name} must be true or false, got {value!r}.")
-        for name in _COUNTS:
-            if not _is_integer(value := getattr(self, name)) or not 1 <= value <= _MOST:
-                raise ValueError(f"{name} must be an integer in 1..{_MOST}, got {value!r}.")
-        for name, (low, high) in _REALS.items():
-            if not _is_real(value := getattr(self, name)) or not low < value <= high:
-                raise ValueError(f"{name} must be in ({low:g}, {high:g}], got {value!r}.")
-        threshold = self.presence_threshold
-        if not _is_real(threshold) or not 0 <= threshold <= 1:
-            raise ValueError(f"presence_threshold must be in [0, 1], got {threshold!r}.")
-        for name in ("backbone_name", "backbone_fingerprint"):
-            if (value := getattr(self, name)) is not None and not (isinstance(value, str) and value.isprintable()):
-                raise ValueError(f"{name} must be a printable text or None, got {value!r}.")
+        for name, rule in (MODEL_RULES | _OTHER_RULES).items():
+            try:
+                setattr(self, name, rule.read(getattr(self, name), name, type(self).__name__))
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        if not (self.backbone_name or "").isprintable():
+            raise ValueError(f"backbone_name must be a printable text or None, got {self.backbone_name!r}.")
         self._check_against_backbone()
 
     def _check_against_backbone(self) -> None:
@@ -160,8 +143,6 @@ class BridgeSTGConfig(PreTrainedConfig):
             raise ValueError(f"decoder_heads must divide decoder_dim={self.decoder_dim}, got {self.decoder_heads}.")
         if first is None:
             return
-        if not _is_integer(first) or first < 0:
-            raise ValueError(f"bridge_token_id must be an integer of at least 0 or None, got {first!r}.")
         if first + self.bridge_tokens > rows:
             raise ValueError(
                 f"bridge_token_id must leave room for {self.bridge_tokens} bridging tokens in a vocabulary of {rows}, "
@@ -186,39 +167,3 @@ class BridgeSTGConfig(PreTrainedConfig):
         """LLM layers read by the bridge, 1-based in the hidden-state tuple, evenly spaced, the last included."""
         layers = self.backbone_config.text_config.num_hidden_layers
         return tuple(round(layers * (i + 1) / self.bridge_layers) for i in range(self.bridge_layers))
-
-
-_CHOICES = {
-    "interactive_queries": ("multi", "last"),
-    "memory_features": ("vision", "merged", "vision+lm"),
-    "reference_points": ("score", "learned"),
-    "interval_source": ("text", "presence"),
-}
-_SWITCHES = (
-    "semantic_bridge",
-    "pruning",
-    "gate",
-    "frame_contrast",
-    "dense_alignment",
-    "separate_bridge_embeddings",
-)
-_COUNTS = (
-    "bridge_tokens",
-    "bridge_layers",
-    "decoder_dim",
-    "decoder_heads",
-    "decoder_ffn_dim",
-    "score_dim",
-    "max_answer_tokens",
-)
-_MOST = 2**20  # a slip of the keyboard should not ask for all the memory there is
-_REALS = {"keep": (0.0, 1.0), "contrast_temperature": (0.0, math.inf)}  # above the first, up to the second
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_real(value: Any) -> bool:
-    """`math.isfinite` would fail on an int past every float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..modules.boxes import cxcywh_to_xyxy
 from ..modules.semantic_bridge import BridgeQueries
+from .modeling_bridge_stg import BridgeSTGModel
 from .outputs import Localisation
 from .processing_bridge_stg import rest_of_answer
 from .visual_tokens import VisualTokens
 
-if TYPE_CHECKING:
-    from .modeling_bridge_stg import BridgeSTGForVideoGrounding
-
 
 def encode_clips(
-    model: BridgeSTGForVideoGrounding, pixel_values: torch.Tensor, grid_thw: torch.Tensor
+    model: BridgeSTGModel, pixel_values: torch.Tensor, grid_thw: torch.Tensor
 ) -> list[tuple[list[int], VisualTokens]]:
     """Vision tokens of clips of any size: for every (rows, columns), which clips have it and their tokens.
 
@@ -36,6 +34,12 @@ def encode_clips(
         (members, model.encode_video(torch.cat([clips[i] for i in members]), grid_thw[members]))
         for members in sizes.values()
     ]
+
+
+def tokens_by_clip(encoded: Sequence[tuple[list[int], VisualTokens]]) -> list[list[torch.Tensor]]:
+    """`VisualTokens.tokens` of every clip, in the order of the batch that `encode_clips` was given."""
+    found = {clip: visual.tokens(place) for members, visual in encoded for place, clip in enumerate(members)}
+    return [found[clip] for clip in range(len(found))]
 
 
 class CachedDecoding:
@@ -56,7 +60,7 @@ class CachedDecoding:
 
     def __init__(
         self,
-        model: BridgeSTGForVideoGrounding,
+        model: BridgeSTGModel,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         clips: Sequence[Sequence[torch.Tensor]],
@@ -100,10 +104,9 @@ class CachedDecoding:
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         """`[B, V]` of the last position; an answer holds no bridging tokens."""
-        config = self.model.config
         logits = self.model.backbone.lm_head(states[:, -1])
-        first = config.bridge_token_id
-        logits[:, first : first + config.bridge_tokens] = -torch.inf
+        bridge = self.model.bridge_token_ids
+        logits[:, bridge.start : bridge.stop] = -torch.inf
         return logits
 
     def generate(self, tokenizer: Any) -> list[str]:
@@ -138,10 +141,8 @@ class CachedDecoding:
 
     def bridge(self, answer_visible: torch.Tensor) -> BridgeQueries:
         """STSB on the states of the bridging tokens, which see the answer where `answer_visible` `[B]`."""
-        config = self.model.config
-        assert config.bridge_token_id is not None
-        ids = torch.arange(config.bridge_tokens, device=self.mask.device) + config.bridge_token_id
-        ids = ids.expand(len(self.mask), -1)
+        bridge = self.model.bridge_token_ids
+        ids = torch.arange(bridge.start, bridge.stop, device=self.mask.device).expand(len(self.mask), -1)
         everywhere = torch.ones_like(ids, dtype=torch.bool)
         unread, real = self.unread
         visible = torch.cat([self.mask, real.long()], dim=1)
@@ -166,7 +167,7 @@ class SpatialPass:
 
     def __init__(
         self,
-        model: BridgeSTGForVideoGrounding,
+        model: BridgeSTGModel,
         queries: BridgeQueries,
         memory: torch.Tensor,
         visual: VisualTokens,

@@ -1,26 +1,27 @@
-"""Inference: temporal answer, one forward for the bridging queries on the KV cache, then boxes inside the interval."""
+"""`BridgeSTGForVideoGrounding`: the temporal answer, the bridging queries on the same KV cache, then the boxes."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import repeat
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..data.frame_sampling import frames_inside, uniform_frame_index
-from ..data.video import MOST_ELONGATED, VideoInfo, decode_frames, probe
-from ..errors import ModelError, SampleError, VideoError
+from ..data.clip import Clip, load_clip
+from ..data.frame_sampling import frames_inside
+from ..data.video import VideoInfo
+from ..errors import SampleError
 from ..modules.semantic_bridge import BridgeQueries
-from .decoding import CachedDecoding, SpatialPass, encode_clips
-from .processing_bridge_stg import BridgeSTGProcessor, parse_answer
+from .decoding import CachedDecoding, SpatialPass, encode_clips, tokens_by_clip
+from .modeling_bridge_stg import BridgeSTGModel
+from .processing_bridge_stg import parse_answer
 from .result import GroundingResult, IntervalSource, KeptTokens, PresencePoint, TubeEntry
-from .saved_folder import read_saved_processor
 
 
 @dataclass(frozen=True)
@@ -51,55 +52,20 @@ class ClipPrediction:
     oracle_boxes: np.ndarray | None = None
 
 
-def check_shape(info: VideoInfo) -> VideoInfo:
-    """`info`, if a vision tower can take frames of its shape.
+class BridgeSTGForVideoGrounding(BridgeSTGModel):
+    """The model that users load: it says when a sentence happens in a video, and where.
 
-    Raises:
-        VideoError: one side is more than 200 times the other, the bound of Qwen's image processors.
+    Args:
+        config, backbone: see `BridgeSTGModel`.
     """
-    if max(info.width, info.height) > MOST_ELONGATED * min(info.width, info.height):
-        raise VideoError(
-            f"{info.path} has frames of {info.width} x {info.height} pixels; one side may be at most "
-            f"{MOST_ELONGATED} times the other."
-        )
-    return info
-
-
-class GroundingMixin:
-    """`ground` and `predict` of `BridgeSTGForVideoGrounding`."""
-
-    _processor: BridgeSTGProcessor | None = None
-    _processor_source: dict[str, Any] | None = None
-
-    @property
-    def processor(self: Any) -> BridgeSTGProcessor:
-        """The processor saved beside the weights; set it for a model that was never saved.
-
-        Raises:
-            ModelError: there is none, or it is of another model.
-        """
-        if self._processor is None:
-            options = self._processor_source or {}
-            folder = Path(self.name_or_path, options.get("subfolder", ""))
-            if not self.name_or_path:
-                raise ModelError("The model has no processor: set model.processor, or load a saved model.")
-            if folder.is_dir():
-                self._processor = read_saved_processor(folder, self.config)
-            else:
-                self._processor = BridgeSTGProcessor.from_pretrained(self.name_or_path, **options)
-        return self._processor
-
-    @processor.setter
-    def processor(self: Any, value: BridgeSTGProcessor) -> None:
-        self._processor = value
 
     def ground(
-        self: Any, video: str | os.PathLike[str], sentence: str, *, spatial_fps: float | None = None
+        self, video: str | os.PathLike[str] | VideoInfo, sentence: str, *, spatial_fps: float | None = None
     ) -> GroundingResult:
         """Say when `sentence` happens in `video`, and where, in every source frame of that interval.
 
         Args:
-            video: a video file.
+            video: a video file, or what `probe` returned for it, which saves looking at the file again.
             sentence: declarative or interrogative.
             spatial_fps: localise at most this many frames a second inside the interval, and interpolate between them;
                 None localises every frame the MLLM saw.
@@ -113,8 +79,8 @@ class GroundingMixin:
         return self.ground_batch([video], [sentence], spatial_fps=spatial_fps)[0]
 
     def ground_batch(
-        self: Any,
-        videos: Sequence[str | os.PathLike[str]],
+        self,
+        videos: Sequence[str | os.PathLike[str] | VideoInfo],
         sentences: Sequence[str],
         *,
         spatial_fps: float | None = None,
@@ -124,7 +90,7 @@ class GroundingMixin:
         All of them are in memory at once: split a long list.
 
         Args:
-            videos: B video files.
+            videos: B video files, see `ground`.
             sentences: B texts.
             spatial_fps: see `ground`.
 
@@ -143,22 +109,19 @@ class GroundingMixin:
         if not videos:
             return []
         processor = self.processor
-        infos = [check_shape(probe(video)) for video in videos]
-        # Without the padding of an odd number of frames, which the processor does itself.
-        indices = [np.unique(uniform_frame_index(i.times, processor.fps, processor.max_frames)) for i in infos]
+        clips = [load_clip(video, fps=processor.fps, max_frames=processor.max_frames) for video in videos]
         predictions = self.predict(
-            [decode_frames(info, index) for info, index in zip(infos, indices, strict=True)],
-            [info.times[index].tolist() for info, index in zip(infos, indices, strict=True)],
+            [clip.frames for clip in clips],
+            [clip.times.tolist() for clip in clips],
             sentences,
-            durations=[info.duration for info in infos],
+            durations=[clip.duration for clip in clips],
             spatial_fps=spatial_fps,
         )
-        each = zip(videos, sentences, infos, indices, predictions, strict=True)
-        return [_to_result(str(video), sentence, *rest) for video, sentence, *rest in each]
+        return [_to_result(*each) for each in zip(clips, sentences, predictions, strict=True)]
 
     @torch.inference_mode()
     def predict(
-        self: Any,
+        self,
         frames: Sequence[torch.Tensor | np.ndarray],
         times: Sequence[Sequence[float]],
         sentences: Sequence[str],
@@ -185,7 +148,8 @@ class GroundingMixin:
             SampleError: see `ground`.
         """
         _check_clips(frames, times, sentences, durations)
-        _check_wishes(len(sentences), oracle_intervals, spatial_fps)
+        _check_oracle_intervals(len(sentences), oracle_intervals)
+        _check_spatial_fps(spatial_fps)
         if self.training:
             self.eval()
         if not len(sentences):
@@ -193,23 +157,19 @@ class GroundingMixin:
         counts = [1 + int(np.count_nonzero(np.diff(clip))) for clip in times]
         frames = [clip[:count] for clip, count in zip(frames, counts, strict=True)]
         times = [clip[:count] for clip, count in zip(times, counts, strict=True)]
-        processor = self.processor
-        device = self.input_device
-        inputs = processor(frames, times, sentences).to(device)
+        inputs = self.processor(frames, times, sentences).to(self.input_device)
         ids, grids = inputs["input_ids"], inputs["video_grid_thw"]
         encoded = encode_clips(self, inputs["pixel_values"], grids)
-        clips: dict[int, list[torch.Tensor]] = {}
-        for members, visual in encoded:
-            clips |= {clip: visual.tokens(place) for place, clip in enumerate(members)}
-        in_order = [clips[i] for i in range(len(sentences))]
-        decoding = CachedDecoding(self, ids, inputs["attention_mask"], in_order, grids[:, 1:])
-        answers, texts = [""] * len(sentences), [None] * len(sentences)
+        decoding = CachedDecoding(self, ids, inputs["attention_mask"], tokens_by_clip(encoded), grids[:, 1:])
+        answers = [""] * len(sentences)
+        intervals: list[tuple[float, float] | None] = [None] * len(sentences)
         if self.config.interval_source == "text":
-            answers = decoding.generate(processor.tokenizer)
-            texts = [_read_answer(*each) for each in zip(answers, times, durations, strict=True)]  # type: ignore[misc]
+            answers = decoding.generate(self.processor.tokenizer)
+            intervals = [read_answer(*each) for each in zip(answers, times, durations, strict=True)]
         # An answer that cannot be read is hidden from the bridging tokens, as answer dropout does in training.
-        queries = decoding.bridge(torch.tensor([text is not None for text in texts], device=device))
-
+        queries = decoding.bridge(torch.tensor([interval is not None for interval in intervals], device=ids.device))
+        oracle = repeat(None) if oracle_intervals is None else oracle_intervals
+        clips = [_AnsweredClip(*each) for each in zip(times, durations, answers, intervals, oracle, strict=False)]
         predictions: dict[int, ClipPrediction] = {}
         for members, visual in encoded:
             group_states, group_ends = self.group_states(ids[members], decoding.prompt_states[members], visual)
@@ -221,38 +181,78 @@ class GroundingMixin:
                 inputs["frame_times"][members],
                 [len(times[clip]) for clip in members],
             )
-            curves, best = spatial.presence()
+            relevance = None
             if self.config.dense_alignment:
                 relevance = self.relevance_logits(group_states, group_ends).float().sigmoid().cpu().numpy()
-                curves = [(curve + row[: len(curve)]) / 2 for curve, row in zip(curves, relevance, strict=True)]
-            _check_finite("presence values", curves)
-            intervals = [
-                texts[clip] or presence_interval(curve, times[clip], durations[clip], self.config.presence_threshold)
-                for clip, curve in zip(members, curves, strict=True)
-            ]
-            each = list(zip(members, intervals, strict=True))
-            chosen = [frames_inside(times[clip], interval, spatial_fps) for clip, interval in each]
-            boxes, kept = spatial.boxes(chosen, best)
-            _check_finite("boxes", boxes)
-            oracle_frames: list[Any] = [None] * len(members)
-            oracle_boxes: list[Any] = [None] * len(members)
-            if oracle_intervals is not None:
-                oracle_frames = [frames_inside(times[clip], oracle_intervals[clip], None) for clip in members]
-                oracle_boxes, _ = spatial.boxes(oracle_frames, best)
-            for place, (clip, interval) in enumerate(each):
-                predictions[clip] = ClipPrediction(
-                    answer=answers[clip],
-                    interval=interval,
-                    interval_source="presence" if texts[clip] is None else "text",
-                    presence=curves[place],
-                    frames=chosen[place],
-                    boxes=boxes[place],
-                    kept=kept[place],
-                    grid=spatial.grid,
-                    oracle_frames=oracle_frames[place],
-                    oracle_boxes=oracle_boxes[place],
-                )
+            threshold = self.config.presence_threshold
+            found = _localise_clips([clips[i] for i in members], spatial, relevance, threshold, spatial_fps)
+            predictions |= dict(zip(members, found, strict=True))
         return [predictions[i] for i in range(len(sentences))]
+
+
+@dataclass(frozen=True)
+class _AnsweredClip:
+    """One clip of a batch after the text pass.
+
+    Attributes:
+        times: seconds of its frames.
+        duration: seconds.
+        answer: generated text.
+        interval: what the answer says, seconds; None where it says none.
+        oracle: the true interval, seconds, where one was given.
+    """
+
+    times: Sequence[float]
+    duration: float
+    answer: str
+    interval: tuple[float, float] | None
+    oracle: tuple[float, float] | None
+
+
+def _localise_clips(
+    clips: Sequence[_AnsweredClip],
+    spatial: SpatialPass,
+    relevance: np.ndarray | None,
+    threshold: float,
+    spatial_fps: float | None,
+) -> list[ClipPrediction]:
+    """The predictions for clips of one frame size.
+
+    The presence curve is averaged with `relevance` `[B, T]`, the probabilities of dense alignment, where there are any.
+
+    Raises:
+        SampleError: presence or boxes are not finite.
+    """
+    curves, best = spatial.presence()
+    if relevance is not None:
+        curves = [(curve + row[: len(curve)]) / 2 for curve, row in zip(curves, relevance, strict=True)]
+    _check_finite("presence values", curves)
+    intervals = [
+        clip.interval or presence_interval(curve, clip.times, clip.duration, threshold)
+        for clip, curve in zip(clips, curves, strict=True)
+    ]
+    chosen = [frames_inside(clip.times, each, spatial_fps) for clip, each in zip(clips, intervals, strict=True)]
+    boxes, kept = spatial.boxes(chosen, best)
+    _check_finite("boxes", boxes)
+    predictions = [
+        ClipPrediction(
+            answer=clip.answer,
+            interval=intervals[i],
+            interval_source="presence" if clip.interval is None else "text",
+            presence=curves[i],
+            frames=chosen[i],
+            boxes=boxes[i],
+            kept=kept[i],
+            grid=spatial.grid,
+        )
+        for i, clip in enumerate(clips)
+    ]
+    oracle = [frames_inside(clip.times, clip.oracle) for clip in clips if clip.oracle is not None]
+    if oracle:
+        boxes, _ = spatial.boxes(oracle, best)
+        each = zip(predictions, oracle, boxes, strict=True)
+        predictions = [replace(p, oracle_frames=frames, oracle_boxes=found) for p, frames, found in each]
+    return predictions
 
 
 def _check_clips(
@@ -278,8 +278,7 @@ def _check_clips(
             raise ValueError(f"durations[{i}] must be behind the last frame at {seconds[-1]} s, got {duration}.")
 
 
-def _check_wishes(count: int, intervals: Sequence[tuple[float, float]] | None, spatial_fps: float | None) -> None:
-    _check_spatial_fps(spatial_fps)
+def _check_oracle_intervals(count: int, intervals: Sequence[tuple[float, float]] | None) -> None:
     if intervals is None:
         return
     if len(intervals) != count:
@@ -326,7 +325,7 @@ def presence_interval(
     return float(times[start]), float(times[end]) if end < len(times) else float(duration)
 
 
-def _read_answer(text: str, times: Sequence[float], duration: float) -> tuple[float, float] | None:
+def read_answer(text: str, times: Sequence[float], duration: float) -> tuple[float, float] | None:
     """The interval in an answer, moved onto the frame times that its one decimal stands for; None if unreadable.
 
     A frame at 3.75 s is written 3.8 s; without the move, an event that starts there would lose its first frame.
@@ -360,10 +359,9 @@ def source_tube(
     return source, tube
 
 
-def _to_result(
-    video: str, sentence: str, info: VideoInfo, index: np.ndarray, prediction: ClipPrediction
-) -> GroundingResult:
+def _to_result(clip: Clip, sentence: str, prediction: ClipPrediction) -> GroundingResult:
     """The prediction in source frames and on the file's clock, which the model never sees: it counts from 0."""
+    info, index = clip.info, np.unique(clip.source_frames)
     decoded = index[prediction.frames]
     size = info.width, info.height
     source, boxes = source_tube(info.times, size, prediction.interval, info.times[decoded], prediction.boxes)
@@ -389,7 +387,7 @@ def _to_result(
     )
     start, end = (edge + info.start_time for edge in prediction.interval)
     return GroundingResult(
-        video=video,
+        video=info.path,
         sentence=sentence,
         interval=(float(start), float(end)),
         interval_source=prediction.interval_source,

@@ -10,11 +10,10 @@ from typing import Any
 
 from ..errors import ConfigError, ModelError
 from .adapters import is_adapter_folder
-from .configuration_bridge_stg import BridgeSTGConfig
-from .modeling_bridge_stg import BridgeSTGForVideoGrounding
-from .saved_folder import one_line, read_saved_config, read_saved_processor
-
-_NO_SETTINGS = {"backbone_config", "backbone_name", "backbone_fingerprint"}
+from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
+from .grounding import BridgeSTGForVideoGrounding
+from .model_files import one_line
+from .saved_folder import read_saved_config, read_saved_processor
 
 
 def shipped_model() -> Path:
@@ -51,7 +50,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # they are named below, in one sentence
         )
     except Exception as error:  # transformers and safetensors raise a dozen kinds here
-        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {one_line(error)}") from error
+        raise ModelError(f"{folder} cannot be loaded as a Bridge-STG model: {one_line(error)}.") from error
     if missing := sorted(loading["missing_keys"]):
         if settings:
             raise ConfigError(f"The settings need weights that {folder} does not have, such as {missing[0]}.")
@@ -73,9 +72,8 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
         ConfigError: an unknown field, a value out of range, or another number of heads than was trained.
     """
     trained_heads = config.decoder_heads
-    fields = set(BridgeSTGConfig.field_names()) - _NO_SETTINGS
     for key, value in settings.items():
-        if key not in fields:
+        if key not in MODEL_RULES:
             raise ConfigError(f"{key!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
         setattr(config, key, value)
     try:

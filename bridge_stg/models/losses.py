@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from ..modules.boxes import cxcywh_to_xyxy, pairwise_iou_giou
 from ..modules.frame_contrast import FrameContrast
 from ..settings import limit
-from .matcher import select_hypotheses
 from .outputs import BridgeSTGOutput
 
 
@@ -258,3 +257,19 @@ def _tube_sums(
         "giou": [((giou * box_weight * layer).sum() / tubes, "boxes")],
         "presence": [((bce * presence_weight * layer).sum() / hypotheses, "judged_frames")],
     }
+
+
+def select_hypotheses(cost: torch.Tensor) -> torch.Tensor:
+    """The matcher: one hypothesis a clip, that of least cost summed over decoder layers and frames.
+
+    A tube is one hypothesis over all frames, so the assignment is made per clip and not per frame; with one target a
+    clip the Hungarian assignment is an argmin.
+
+    Args:
+        cost: `[L, B, S, M]`.
+
+    Returns:
+        fp32 `[B, M]`, one-hot.
+    """
+    total = cost.sum(dim=(0, 2))
+    return F.one_hot(total.argmin(-1), total.shape[-1]).float()

@@ -1,4 +1,4 @@
-"""`BridgeSTGForVideoGrounding`: a temporal MLLM, STSB, ETA and QGSL as one Hugging Face model."""
+"""`BridgeSTGModel`: a temporal MLLM, STSB, ETA and QGSL as one Hugging Face model."""
 
 from __future__ import annotations
 
@@ -8,67 +8,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from ..modules.frame_contrast import FrameContrast
 from ..modules.query_guided_token_pruner import QueryGuidedTokenPruner
-from ..modules.semantic_bridge import SemanticBridge
-from ..modules.spatial_decoder import SpatialDecoder
-from .adapters import BackboneMixin
-from .backbones import family_of
+from ..modules.semantic_bridge import BridgeQueries, SemanticBridge
+from ..modules.spatial_decoder import SpatialDecoder, sinusoidal_embedding
+from .backbone_model import BackboneModel, check_resident
 from .configuration_bridge_stg import BridgeSTGConfig
-from .grounding import GroundingMixin
 from .losses import GroundingTargets, grounding_loss
-from .outputs import BridgeSTGOutput
-from .pickling import state_without_recorders
-from .spatial import SpatialMixin
-from .vision_attention import batch_vision_attention
-from .visual_tokens import VisualTokens, pad_groups
-from .vocabulary import VocabularyMixin
+from .outputs import BridgeSTGOutput, Localisation
+from .visual_tokens import VisualTokens, pad_groups, patch_centres
 
 
-class BridgeSTGPreTrainedModel(PreTrainedModel):
-    config_class = BridgeSTGConfig
-    base_model_prefix = "bridge_stg"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    # Boxes in bf16 would be off by 0.4% of a frame; the spatial half is small beside a real backbone.
-    _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012 (transformers makes it the instance's)
-        "semantic_bridge",
-        "blind_queries",
-        "bridge_embeddings",
-        "memory_norm",
-        "memory_projection",
-        "memory_position",
-        "memory_phase",
-        "memory_lm_norm",
-        "memory_lm_projection",
-        "pruner",
-        "spatial_decoder",
-        "frame_contrast",
-        "dense_alignment",
-    ]
+class BridgeSTGModel(BackboneModel):
+    """The parts of the model and their forward pass.
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draw the module's own weights as its constructor does; the backbone's classes see to theirs.
-
-        `transformers` calls this for what a checkpoint lacks, with the functions of `torch.nn.init` guarded: they pass
-        over what was loaded.
-        """
-        reset: Any = getattr(module, "reset_parameters", None)
-        if reset is not None:
-            reset()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return state_without_recorders(self.__dict__)
-
-
-class BridgeSTGForVideoGrounding(
-    BackboneMixin, VocabularyMixin, SpatialMixin, GroundingMixin, BridgeSTGPreTrainedModel
-):
-    """The model of the package: see `docs/model.md` for the parts and `BridgeSTGConfig` for their switches.
+    `docs/model.md` describes the parts, `BridgeSTGConfig` their switches.
 
     Args:
         config: the architecture.
@@ -76,17 +32,9 @@ class BridgeSTGForVideoGrounding(
     """
 
     def __init__(self, config: BridgeSTGConfig, backbone: Any = None) -> None:
-        super().__init__(config)
+        super().__init__(config, backbone)
         vision, text = config.backbone_config.vision_config, config.backbone_config.text_config
         dim = config.decoder_dim
-        self.family = family_of(config.backbone_config.model_type)
-        self.backbone: Any = self.family.network()(config.backbone_config) if backbone is None else backbone
-        if backbone is not None:
-            for module in backbone.modules():  # or post_init would draw its weights anew
-                module.__dict__["_is_hf_initialized"] = True
-        batch_vision_attention(self.backbone.model.visual)
-        if config.separate_bridge_embeddings:
-            self.bridge_embeddings = nn.Parameter(torch.empty(config.bridge_tokens, text.hidden_size))
         multi_layer = config.interactive_queries == "multi"
         self.semantic_bridge = SemanticBridge(text.hidden_size, dim, config.bridge_layers, multi_layer=multi_layer)
         if not config.semantic_bridge:
@@ -125,89 +73,144 @@ class BridgeSTGForVideoGrounding(
         if not self.config.semantic_bridge:
             nn.init.normal_(self.blind_queries)
 
-    # Vision ----------------------------------------------------------------------------------------------------
+    # Spatial half ---------------------------------------------------------------------------------------------
 
-    def encode_video(self, pixel_values: torch.Tensor, video_grid_thw: torch.Tensor) -> VisualTokens:
-        """Run the vision tower over clips whose frames have one size.
+    @property
+    def spatial_dtype(self) -> torch.dtype:
+        return self.memory_projection.weight.dtype
 
-        Args:
-            pixel_values: `[rows of all clips, 3*tp*P*P]` from `BridgeSTGProcessor`.
-            video_grid_thw: int64 `[B, 3]`, (groups, rows, columns); rows and columns equal.
-
-        Raises:
-            ValueError: the clips differ in rows or columns.
-        """
-        grids = video_grid_thw.tolist()
-        _, rows, columns = grids[0]
-        if any(grid[1:] != [rows, columns] for grid in grids):
-            raise ValueError(f"all clips of a batch must share one grid (rows, columns), got {grids}.")
-        vision = self.config.backbone_config.vision_config
-        encoded = self.family.encode(self.backbone.model.visual, pixel_values, video_grid_thw, vision)
-        groups = tuple(grid[0] for grid in grids)
-        patches, merged, *deepstack = (
-            pad_groups(tokens.reshape(sum(groups), -1, tokens.shape[-1]), groups)
-            for tokens in (encoded[0], encoded[1], *encoded[2])
-        )
-        return VisualTokens(patches, merged, (rows, columns), groups, tuple(deepstack))
-
-    # Language --------------------------------------------------------------------------------------------------
-
-    def position_ids(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, grid: tuple[int, int] | torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """mRoPE positions of a prompt in which every temporal group is a visual block of its own.
-
-        Text advances all three axes by one; a group of r x c merged tokens occupies (p, p + row, p + column) and the
-        text goes on at p + max(r, c), as Qwen3-VL does, and Qwen2.5-VL for a video of a single group.
+    def bridge_queries(self, hidden_states: tuple[torch.Tensor, ...], where: torch.Tensor) -> BridgeQueries:
+        """STSB over the states at the bridging tokens.
 
         Args:
-            input_ids: `[B, L]`.
-            attention_mask: `[B, L]`, 0 at padding on either side.
-            grid: (rows, columns) of patches, of all clips or int64 `[B, 2]`.
-
-        Returns:
-            (`[3, B, L]` positions, `[B]` the next free position).
+            hidden_states: of `run_language_model`, each `[B, L, D]`.
+            where: `[B, L]` bool with M True entries a row.
         """
+        batch = where.shape[0]
+        if not self.config.semantic_bridge:
+            check_resident(self.blind_queries, "blind_queries", where)
+            states = [layer.expand(batch, -1, -1).to(self.spatial_dtype) for layer in self.blind_queries]
+        else:
+            if (found := where.sum(-1)).ne(self.config.bridge_tokens).any():
+                raise ValueError(
+                    f"Every row of input_ids must hold the {self.config.bridge_tokens} bridging tokens, got "
+                    f"{found.tolist()}."
+                )
+            picked = (hidden_states[i] for i in self.config.bridge_layer_indices)
+            states = [state[where].unflatten(0, (batch, -1)).to(self.spatial_dtype) for state in picked]
+        return self.semantic_bridge(states)
+
+    def visual_memory(self, visual: VisualTokens, lm_states: torch.Tensor | None) -> torch.Tensor:
+        """Memory `[B, G, N, C]`: projected visual tokens, position, and LLM states `[B, G, n, D]` where configured."""
+        features = visual.merged if self.config.memory_features == "merged" else visual.patches
+        memory = self.memory_projection(self.memory_norm(features.to(self.spatial_dtype)))
+        centres = self.memory_centres(visual.grid, memory.device)
+        place = sinusoidal_embedding(8 * centres, self.config.decoder_dim).flatten(-2)
+        memory = memory + self.memory_position(place.to(self.spatial_dtype))
+        if self.config.memory_features == "vision+lm" and lm_states is not None:
+            lm = self.memory_lm_projection(self.memory_lm_norm(lm_states.to(self.spatial_dtype)))
+            memory = memory + lm.repeat_interleave(memory.shape[2] // lm.shape[2], dim=2)
+        return memory
+
+    def memory_centres(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
+        """(x, y) of every memory token of a frame of (rows, columns) patches, `[N, 2]` in [0, 1]."""
         merge = self.config.backbone_config.vision_config.spatial_merge_size
-        size = torch.as_tensor(grid, device=input_ids.device).reshape(-1, 2) // merge
-        rows, columns = size[:, :1], size[:, 1:]  # [B or 1, 1]
-        per_group = rows * columns
-        visual = input_ids == self.config.backbone_config.video_token_id
-        inside = (visual.cumsum(-1) - 1).clamp(min=0) % per_group
-        last = visual & (inside == per_group - 1)
-        step = torch.where(visual, last.long() * torch.maximum(rows, columns), 1) * attention_mask.long()
-        start = step.cumsum(-1) - step
-        offsets = torch.stack([torch.zeros_like(inside), inside // columns, inside % columns])
-        return start + offsets * visual, start[:, -1] + step[:, -1]
+        centres = patch_centres(*grid, merge).to(device)
+        return centres.unflatten(0, (-1, merge * merge)).mean(1) if self.config.memory_features == "merged" else centres
 
-    def run_language_model(
-        self, inputs_embeds: torch.Tensor, *, all_states: bool = True, **kwargs: Any
-    ) -> tuple[tuple[torch.Tensor, ...], Any]:
-        """Hidden states (embeddings first, the last one normalised; only that with `all_states` off) and the output.
-
-        The output is the LLM's own, with `past_key_values` and, where asked for, `attentions`.
-        """
-        output = self.backbone.model.language_model(
-            inputs_embeds=inputs_embeds, output_hidden_states=all_states, **kwargs
-        )
-        states = output.hidden_states if all_states else (output.last_hidden_state,)
-        return states, output
-
-    def read_prompt(
-        self, input_ids: torch.Tensor, clips: Sequence[Sequence[torch.Tensor]], **kwargs: Any
-    ) -> tuple[tuple[torch.Tensor, ...], Any]:
-        """`run_language_model` on text and video, vision features of early layers included.
+    def localise(
+        self,
+        queries: BridgeQueries,
+        memory: torch.Tensor,
+        centres: torch.Tensor,
+        frame_index: torch.Tensor,
+        frame_times: torch.Tensor,
+    ) -> Localisation:
+        """QGSL on chosen frames: prune their tokens, decode boxes and presence.
 
         Args:
-            input_ids: `[B, L]`.
-            clips: `VisualTokens.tokens` of each clip.
-            kwargs: of `run_language_model`.
+            queries: of `bridge_queries`.
+            memory: `[B, G, N, C]`.
+            centres: `[N, 2]`.
+            frame_index: int64 `[B, S]`, frames of the clip; -1 is padding.
+            frame_times: `[B, T]`, seconds.
         """
-        merged, *deepstack = (torch.cat(level) for level in zip(*clips, strict=True))
-        if deepstack:
-            kwargs["visual_pos_masks"] = input_ids == self.config.backbone_config.video_token_id
-            kwargs["deepstack_visual_embeds"] = deepstack
-        return self.run_language_model(self.embed_prompt(input_ids, merged), **kwargs)
+        group_size = self.config.backbone_config.vision_config.temporal_patch_size
+        batch, frames = frame_index.shape
+        frame_mask = frame_index >= 0
+        safe = frame_index.clamp(min=0)
+        rows = torch.arange(batch, device=memory.device)[:, None]
+        tokens = memory[rows, safe // group_size] + self.memory_phase(safe % group_size)[:, :, None]  # [B, S, N, C]
+        times = frame_times.gather(1, safe)
+        mask = None if bool(frame_mask.all()) else frame_mask
+        if not self.config.pruning:
+            tubes = self.spatial_decoder(queries.interactive, tokens, times, frame_mask=mask)
+            return Localisation(tubes, None, None, None)
+        flat = tokens.flatten(0, 1)
+        pruned = self.pruner(flat, queries.aggregated, return_scores=self.training)
+        shape = (batch, frames)
+        weight = pruned.score.float().softmax(-1)
+        reference = (weight[..., None] * centres[pruned.index]).sum(-2)
+        tubes = self.spatial_decoder(
+            queries.interactive,
+            pruned.tokens.unflatten(0, shape),
+            times,
+            reference=reference.unflatten(0, shape),
+            bias=pruned.log_gate.unflatten(0, shape) if self.config.gate else None,
+            frame_mask=mask,
+        )
+        scores = None if pruned.scores is None else pruned.scores.unflatten(0, shape)
+        return Localisation(tubes, scores, pruned.index.unflatten(0, shape), pruned.score.unflatten(0, shape))
+
+    def relevance_logits(self, group_states: torch.Tensor, group_ends: torch.Tensor) -> torch.Tensor:
+        """Dense alignment `[B, T]` from the LLM states of each group `[B, G, n, D]` and at its end `[B, G, D]`."""
+        pooled = torch.cat([group_states.mean(2), group_ends], dim=-1)
+        return self.dense_alignment(pooled.to(self.spatial_dtype)).flatten(1)
+
+    def group_states(
+        self, input_ids: torch.Tensor, states: torch.Tensor, visual: VisualTokens
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """LLM states at the visual tokens `[B, G, n, D]` and at each group's `<|vision_end|>` `[B, G, D]`."""
+        backbone = self.config.backbone_config
+        inside = states[input_ids == backbone.video_token_id]
+        if len(inside) != (wanted := sum(visual.groups) * visual.merged.shape[2]):
+            raise ValueError(
+                f"input_ids must hold a video token for each of {wanted} visual tokens, got {len(inside)}."
+            )
+        inside = inside.unflatten(0, (-1, visual.merged.shape[2]))
+        ends = states[input_ids == backbone.vision_end_token_id]
+        return pad_groups(inside, visual.groups), pad_groups(ends, visual.groups)
+
+    def _locate(
+        self,
+        input_ids: torch.Tensor,
+        hidden_states: tuple[torch.Tensor, ...],
+        visual: VisualTokens,
+        frame_index: torch.Tensor,
+        frame_times: torch.Tensor,
+    ) -> BridgeSTGOutput:
+        """The spatial half of `forward`."""
+        group_states, group_ends = self.group_states(input_ids, hidden_states[-1], visual)
+        memory = self.visual_memory(visual, group_states)
+        centres = self.memory_centres(visual.grid, memory.device)
+        queries = self.bridge_queries(hidden_states, self.bridge_token_mask(input_ids))
+        located = self.localise(queries, memory, centres, frame_index, frame_times)
+        group_size = self.config.backbone_config.vision_config.temporal_patch_size
+        output = BridgeSTGOutput(
+            boxes=located.tubes.boxes,
+            presence=located.tubes.presence,
+            token_scores=located.token_scores,
+            token_centres=centres,
+            frame_mask=visual.frame_mask(group_size),
+        )
+        if self.config.dense_alignment:
+            output.relevance = self.relevance_logits(group_states, group_ends)
+        if self.config.frame_contrast:
+            contrast = self.frame_contrast(queries.aggregated, memory.mean(2))
+            output.contrast = contrast.repeat_interleave(group_size, dim=1)
+        return output
+
+    # Both halves ----------------------------------------------------------------------------------------------
 
     @can_return_tuple
     def forward(

@@ -18,7 +18,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from ..errors import BridgeSTGError, ModelError, SampleError
 from ..ops import patchify_videos
 from ..settings import show
-from .processor_files import PROCESSOR_FILE, check_template, save_whole, unreadable
+from .model_files import PROCESSOR_FILE, check_template, save_whole, unreadable
 from .processor_settings import PROCESSOR_RULES, check_processor_settings, is_slip
 
 # What `transformers` writes into processor_config.json beside the constructor's arguments.
@@ -73,6 +73,19 @@ class BridgeSTGProcessor(ProcessorMixin):
 
     attributes: ClassVar[list[str]] = ["tokenizer"]
     tokenizer_class = "AutoTokenizer"
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    image_mean: list[float]
+    image_std: list[float]
+    fps: float
+    max_frames: int
+    bridge_tokens: int
+    timestamp_format: str
+    prompt_prefix: str
+    prompt_suffix: str
 
     def __init__(
         self,
@@ -92,35 +105,9 @@ class BridgeSTGProcessor(ProcessorMixin):
         prompt_suffix: str = "<|im_end|>\n<|im_start|>assistant\n",
         **kwargs: Any,
     ) -> None:
-        settings: dict[str, Any] = {
-            "patch_size": patch_size,
-            "temporal_patch_size": temporal_patch_size,
-            "merge_size": merge_size,
-            "min_pixels": min_pixels,
-            "max_pixels": max_pixels,
-            "image_mean": image_mean,
-            "image_std": image_std,
-            "fps": fps,
-            "max_frames": max_frames,
-            "bridge_tokens": bridge_tokens,
-            "timestamp_format": timestamp_format,
-            "prompt_prefix": prompt_prefix,
-            "prompt_suffix": prompt_suffix,
-        }
-        settings = check_processor_settings(settings)
-        self.patch_size: int = settings["patch_size"]
-        self.temporal_patch_size: int = settings["temporal_patch_size"]
-        self.merge_size: int = settings["merge_size"]
-        self.min_pixels: int = settings["min_pixels"]
-        self.max_pixels: int = settings["max_pixels"]
-        self.image_mean: list[float] = settings["image_mean"]
-        self.image_std: list[float] = settings["image_std"]
-        self.fps: float = settings["fps"]
-        self.max_frames: int = settings["max_frames"]
-        self.bridge_tokens: int = settings["bridge_tokens"]
-        self.timestamp_format: str = settings["timestamp_format"]
-        self.prompt_prefix: str = settings["prompt_prefix"]
-        self.prompt_suffix: str = settings["prompt_suffix"]
+        given = locals()
+        for name, value in check_processor_settings({name: given[name] for name in PROCESSOR_RULES}).items():
+            setattr(self, name, value)
         super().__init__(tokenizer, **kwargs)
 
     @classmethod

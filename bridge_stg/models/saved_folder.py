@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import ConfigError, ModelError
+from ..errors import ModelError
 from .configuration_bridge_stg import BridgeSTGConfig
+from .model_files import one_line, read_json
 from .processing_bridge_stg import BridgeSTGProcessor
 
 LOADING = threading.RLock()
@@ -20,23 +20,6 @@ LOADING = threading.RLock()
 # silently take the place of what the model was trained with.
 _LATER_FIELDS = ("separate_bridge_embeddings", "backbone_name", "backbone_fingerprint")
 _PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ModelError: missing, or no JSON object.
-    """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read: {one_line(error)}") from error
-    except RecursionError as error:
-        raise ModelError(f"{path} cannot be read: its brackets are nested too deeply.") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path} cannot be read: it holds no JSON object.")
-    return values
 
 
 def read_saved_config(folder: Path) -> BridgeSTGConfig:
@@ -61,7 +44,7 @@ def read_saved_config(folder: Path) -> BridgeSTGConfig:
     try:
         return BridgeSTGConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # ours is a ValueError; the backbone's classes raise a dozen kinds
-        raise ModelError(f"{path} is wrong: {one_line(error)}") from error
+        raise ModelError(f"{path} is wrong: {one_line(error)}.") from error
 
 
 def read_saved_processor(folder: Path, config: BridgeSTGConfig) -> BridgeSTGProcessor:
@@ -73,13 +56,7 @@ def read_saved_processor(folder: Path, config: BridgeSTGConfig) -> BridgeSTGProc
     for name in _PROCESSOR_FILES:
         if not (folder / name).is_file():
             raise ModelError(f"{folder} is incomplete: it has no {name}.")
-    read_json(folder / _PROCESSOR_FILES[0])
-    try:
-        processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
-    except (ModelError, ConfigError):
-        raise
-    except Exception as error:  # tokenizers and transformers raise a dozen kinds here
-        raise ModelError(f"The processor in {folder} cannot be loaded: {one_line(error)}") from error
+    processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
     check_processor(processor, config, folder)
     return processor
 
@@ -109,10 +86,3 @@ def check_processor(processor: BridgeSTGProcessor, config: BridgeSTGConfig, sour
 
 def is_dtype(name: Any) -> bool:
     return isinstance(name, str) and isinstance(getattr(torch, name, None), torch.dtype)
-
-
-def one_line(error: BaseException, longest: int = 300) -> str:
-    """The message of an error as one line, cut off behind `longest` characters."""
-    text = str(error).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be printed
-    text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= longest else text[:longest] + "..."

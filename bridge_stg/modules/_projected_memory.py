@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
-# The `ProjectedMemory` of each memory that `MultiLayerQueryCrossAttention.share` projected.
-PROJECTED = WeakTensorKeyDictionary()
+from ..ops.attend_memory.share_memory import MemoryHandle
 
 
 class PackedWeights(NamedTuple):
@@ -22,8 +21,9 @@ class PackedWeights(NamedTuple):
     bias: Tensor | None
 
 
-class ProjectedMemory(NamedTuple):
-    """Keys and values that several layers made of one memory.
+@dataclass
+class ProjectedMemory(MemoryHandle):
+    """The handle of a memory that `MultiLayerQueryCrossAttention.share` projected for its layers.
 
     Attributes:
         position: the position added to the keys, or None.

@@ -16,17 +16,6 @@ def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
     return torch.cat([centre - size / 2, centre + size / 2], dim=-1)
 
 
-def xyxy_to_cxcywh(boxes: torch.Tensor) -> torch.Tensor:
-    """(x1, y1, x2, y2) to (centre x, centre y, width, height), last dimension of any shape `[..., 4]`.
-
-    Raises:
-        ValueError: the last dimension is not 4.
-    """
-    _check_boxes(boxes)
-    low, high = boxes[..., :2], boxes[..., 2:]
-    return torch.cat([(low + high) / 2, high - low], dim=-1)
-
-
 def pairwise_iou_giou(boxes: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """IoU and generalised IoU of matching boxes, broadcasting over leading dimensions.
 

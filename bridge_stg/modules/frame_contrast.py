@@ -61,28 +61,23 @@ class FrameContrast(nn.Module):
         return torch.einsum("bc,btc->bt", query, frame) / self.temperature
 
     @staticmethod
-    def loss(logits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """Multi-positive InfoNCE over the frames of a clip.
+    def loss_sum(logits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+        """Multi-positive InfoNCE over the frames of each clip, summed over clips.
 
         Args:
             logits: `[B, T]` from `forward`.
-            inside: `[B, T]` bool, frames of the event.
+            inside: `[B, T]` bool, frames of the event; a clip without any adds 0.
 
         Returns:
-            scalar; clips whose frames are all inside or all outside do not count. 0 when no clip counts.
+            scalar.
 
         Raises:
             TypeError, ValueError: a tensor of the wrong dtype, shape or device.
         """
         check_tensors(
-            "FrameContrast.loss", Expect("logits", logits, "B T", FLOATING), Expect("inside", inside, "B T", BOOLEAN)
+            "FrameContrast.loss_sum",
+            Expect("logits", logits, "B T", FLOATING),
+            Expect("inside", inside, "B T", BOOLEAN),
         )
-        count = inside.sum(-1)
-        mixed = (count > 0) & (count < inside.shape[-1])
-        return FrameContrast.loss_sum(logits, inside & mixed[:, None]) / mixed.sum().clamp(min=1)
-
-    @staticmethod
-    def loss_sum(logits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """Sum of the loss over clips; one without frames inside adds 0. Arguments as in `loss`."""
         log_probability = logits.log_softmax(-1)
         return -((log_probability * inside).sum(-1) / inside.sum(-1).clamp(min=1)).sum()

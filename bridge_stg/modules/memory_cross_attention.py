@@ -18,7 +18,7 @@ from ._attention_call import AttentionCall, AttentionWeights
 from ._attention_conversion import copy_linears, copy_multihead_attention
 from ._attention_masks import score_bias, split_padding
 from ._linear import check_like_weight
-from ._projected_memory import PROJECTED, PackedWeights, project_memory
+from ._projected_memory import PackedWeights, ProjectedMemory, project_memory
 
 Path = Literal["auto", "absorbed", "projected"]
 PATHS = ("auto", "absorbed", "projected")
@@ -359,7 +359,7 @@ class MemoryCrossAttention(nn.Module):
         q = self._heads(F.linear(call.query, weights.q, weights.q_bias))
         memory, position = call.memory, call.position
         if call.value is None and weights.packed is not None:
-            pairs = None if torch.compiler.is_compiling() else PROJECTED.get(memory)
+            pairs = None if torch.compiler.is_compiling() else ProjectedMemory.of(memory)
             if pairs is not None and pairs.position is position and self in pairs.by_layer:
                 return q, *pairs.by_layer[self]
             return q, *project_memory([weights.packed], self.num_heads, memory, position)[0]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..ops import share_memory
 from ..ops.core.checks import FLOATING, Expect, check_integer, check_tensors
 from ..ops.core.modes import autocasts
-from ._projected_memory import PROJECTED, PackedWeights, ProjectedMemory, project_memory
+from ._projected_memory import PackedWeights, ProjectedMemory, project_memory
 from .memory_cross_attention import MemoryCrossAttention, Path
 
 
@@ -111,8 +111,8 @@ class MultiLayerQueryCrossAttention(nn.Module):
         if None not in packed:
             made = project_memory(cast(list[PackedWeights], packed), layers[0].num_heads, memory, position)
             pairs = WeakKeyDictionary[nn.Module, tuple[Tensor, Tensor]](zip(layers, made, strict=True))
-            memory = memory.view_as(memory)  # the name under which the layers find them
-            PROJECTED[memory] = ProjectedMemory(position, pairs)
+            memory = memory.view_as(memory)
+            ProjectedMemory(position, pairs).attach(memory)
         return memory if position is None else (memory, position)
 
     def layer(self, i: int, query: Tensor, memory: Tensor, **options: Any) -> Tensor:

@@ -5,7 +5,9 @@ from .build_model import build_model
 from .config import TrainingConfig, load_config, shipped_configs
 from .data.annotated import GroundingStream
 from .data.batches import ClipShape, LengthAwareBatches
-from .data.synthetic import Phase, SyntheticCurriculum, collate_grounding
+from .data.collate import TrainingBatch, collate_grounding
+from .data.item import ItemOptions, TrainingItem
+from .data.synthetic import Phase, SyntheticCurriculum
 from .progress import TrainingProgress
 from .run import train
 from .trainer import BridgeSTGTrainer
@@ -15,11 +17,14 @@ __all__ = [
     "ClipShape",
     "GroundingStream",
     "GroundingTargets",
+    "ItemOptions",
     "LengthAwareBatches",
     "LossWeights",
     "Phase",
     "SyntheticCurriculum",
+    "TrainingBatch",
     "TrainingConfig",
+    "TrainingItem",
     "TrainingProgress",
     "build_model",
     "collate_grounding",

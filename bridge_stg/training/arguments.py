@@ -91,7 +91,6 @@ def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: boo
         dataloader_pin_memory=not on_cpu,
         accelerator_config=accelerator,
         remove_unused_columns=False,
-        label_names=["targets"],
         report_to=["tensorboard"] if tensorboard else [],
         disable_tqdm=True,
         seed=config.seed,

@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ..errors import ConfigError
-from ..models import BridgeSTGConfig
 from ..models.adapters import LORA_TARGETS
+from ..models.configuration_bridge_stg import MODEL_RULES
 from ..models.losses import LossWeights
 from ..models.processor_settings import check_processor_settings
-from ..settings import build, check_fields, limit, rules_of, rules_of_arguments, show
+from ..settings import build, check_fields, limit, rules_of, show
 
 _MOST = 10**9  # their product is a length, which has 64 bits
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
@@ -60,7 +60,7 @@ class DataConfig:
         max_tokens: bound of a process's batch from `sources`, in LLM tokens with padding; None bounds the clips only.
         batch_size: clips of one optimiser step, over all processes and accumulated batches. From `sources` it is the
             most: batches of long clips hold fewer (`max_tokens`).
-        spatial_frames, positive_ratio, negatives, answer_dropout: see `SyntheticCurriculum`.
+        spatial_frames, positive_ratio, negatives, answer_dropout: see `ItemOptions`.
         images_per_clip, phases: of the synthetic curriculum alone.
         workers: loader processes of every training process.
     """
@@ -199,12 +199,6 @@ def check_config(config: TrainingConfig, source: str = "the configuration") -> T
     return _read(asdict(config), source)
 
 
-# Types and names; what a number may be, the classes say themselves.
-_MODEL = rules_of_arguments(
-    BridgeSTGConfig, but={"backbone_config", "backbone_name", "backbone_fingerprint", "bridge_token_id"}
-)
-
-
 def _read(values: Any, source: str) -> TrainingConfig:
     config = build(TrainingConfig, values, source)
     losses = rules_of(LossWeights)
@@ -212,7 +206,7 @@ def _read(values: Any, source: str) -> TrainingConfig:
         check_fields(phase.losses, losses, source, prefix=f"data.phases[{i}].losses.")
     return replace(
         config,
-        model=check_fields(config.model, _MODEL, source, prefix="model."),
+        model=check_fields(config.model, MODEL_RULES, source, prefix="model."),
         processor=check_processor_settings(config.processor, source, prefix="processor."),
     )
 

@@ -22,10 +22,12 @@ from ..models import BridgeSTGProcessor
 from .arguments import training_arguments
 from .build_model import build_model, checkpoint_activations
 from .checkpoints import latest_checkpoint, publish_files, saving
-from .config import TrainingConfig, check_config, loss_weights_at, refuse_unused
+from .config import DataConfig, TrainingConfig, check_config, loss_weights_at, refuse_unused
 from .data.annotated import GroundingStream
 from .data.batches import LengthAwareBatches
-from .data.synthetic import Phase, SyntheticCurriculum, collate_grounding
+from .data.collate import TrainingBatch, collate_grounding
+from .data.item import ItemOptions
+from .data.synthetic import Phase, SyntheticCurriculum
 from .record import refuse_another, settle_processor, what_makes
 from .trainer import BridgeSTGTrainer
 
@@ -42,7 +44,7 @@ def train(
     max_seconds: float | None = None,
     tensorboard: bool = True,
     build: Callable[[TrainingConfig], tuple[Any, BridgeSTGProcessor]] = build_model,
-    collate: Callable[..., dict[str, Any]] = collate_grounding,
+    collate: Callable[..., TrainingBatch] = collate_grounding,
 ) -> BridgeSTGTrainer:
     """Train and save model and processor in `output`; a checkpoint found there is resumed, exactly.
 
@@ -120,10 +122,7 @@ def _data(
             stores,
             weights or None,
             processor,
-            spatial_frames=data.spatial_frames,
-            positive_ratio=data.positive_ratio,
-            negatives=cast(Literal["uniform", "boundary"], data.negatives),
-            answer_dropout=data.answer_dropout,
+            options=_item_options(data),
             seed=config.seed,
             skipped=folder / "skipped.jsonl",
         )
@@ -146,14 +145,16 @@ def _curriculum(config: TrainingConfig) -> SyntheticCurriculum:
         [Phase(phase.steps, phase.mix) for phase in data.phases],
         batch_size=data.batch_size,
         images_per_clip=data.images_per_clip,
-        spatial_frames=data.spatial_frames,
-        positive_ratio=data.positive_ratio,
-        negatives=cast(Literal["uniform", "boundary"], data.negatives),
-        answer_dropout=data.answer_dropout,
+        options=_item_options(data),
         frame_size=FRAME_SIZE,
         seed=config.seed,
         length=config.schedule.steps * data.batch_size,
     )
+
+
+def _item_options(data: DataConfig) -> ItemOptions:
+    negatives = cast(Literal["uniform", "boundary"], data.negatives)  # one of both: the configuration is checked
+    return ItemOptions(data.spatial_frames, data.positive_ratio, negatives, data.answer_dropout)
 
 
 def _save(trainer: BridgeSTGTrainer, folder: Path) -> None:

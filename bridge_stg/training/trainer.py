@@ -13,9 +13,10 @@ from transformers import Trainer
 from transformers.trainer import SCHEDULER_NAME
 
 from ..errors import SampleError
-from ..models.losses import GroundingTargets, LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
+from ..models.losses import LabelCounts, LossWeights, count_labels, loss_sums, mean_losses
 from ..models.visual_tokens import frame_mask
 from .checkpoints import STAGING, clear_staging, publish, saving
+from .data.collate import TrainingBatch
 from .sharding import layers_to_shard, load_sharded_optimizer, mixed_precision, shard_on_cpu_too, shard_spatial_half
 
 
@@ -140,14 +141,14 @@ class BridgeSTGTrainer(Trainer):
 
     # Losses ----------------------------------------------------------------------------------------------------
 
-    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+    def get_batch_samples(self, *args: Any) -> tuple[list[TrainingBatch], Any]:
         """The batches of one step of this process; counts the labels of the step over all processes."""
         samples, items = super().get_batch_samples(*args)
         network: Any = self.accelerator.unwrap_model(self.model)
         vision = network.config.backbone_config.vision_config
         counts = []
         for batch in samples:
-            targets, grids = GroundingTargets(**batch["targets"]), batch["video_grid_thw"].tolist()
+            targets, grids = batch.targets, batch["video_grid_thw"].tolist()
             device = targets.boxes.device
             frames = frame_mask([grid[0] for grid in grids], vision.temporal_patch_size, device)
             centres = network.memory_centres(tuple(grids[0][1:]), device)
@@ -161,16 +162,14 @@ class BridgeSTGTrainer(Trainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: dict[str, Any],
+        inputs: TrainingBatch,  # type: ignore[override]
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
-        inputs = dict(inputs)
-        targets = GroundingTargets(**inputs.pop("targets"))
-        output = model(**inputs, return_loss=False)
+        output = model(**inputs.inputs, return_loss=False)
         matched = self.match_after is not None and self.state.global_step >= self.match_after
         weights = self.loss_weights(self.state.global_step)
-        sums = loss_sums(output, targets, weights, match_one=matched)
+        sums = loss_sums(output, inputs.targets, weights, match_one=matched)
         losses = mean_losses(sums, self._labels, self._batches)
         if not losses:
             raise SampleError(f"Step {self.state.global_step + 1} has no sample with any label to learn from.")

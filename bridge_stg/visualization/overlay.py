@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def annotate_video(
-    video: str | os.PathLike[str],
+    video: str | os.PathLike[str] | VideoInfo,
     result: GroundingResult,
     out_path: str | os.PathLike[str],
     sample: GroundingSample | None = None,
@@ -34,6 +34,7 @@ def annotate_video(
     interpolated, and the corners of the true box. Frames are streamed; one is held at a time.
 
     Args:
+        video: a path, or what `probe` returned for it, which saves looking at the file again.
         progress: called as `progress(done, frame_count)` after each frame.
 
     Raises:

@@ -40,11 +40,13 @@ class ReportEntry:
         result: what the model said; its video must still be readable.
         sample: the truth, where it is known.
         annotated: an annotated MP4 to embed (see `annotate_video`); the page grows by its size.
+        video: what `probe` returned for the result's video; None looks at the file again.
     """
 
     result: GroundingResult
     sample: GroundingSample | None = None
     annotated: str | os.PathLike[str] | None = None
+    video: VideoInfo | None = None
 
 
 def write_report(
@@ -92,7 +94,7 @@ def write_report(
 def _view_entry(number: int, entry: ReportEntry, columns: int) -> dict[str, Any]:
     """What the template shows of one entry."""
     result, sample = entry.result, entry.sample
-    info = probe(result.video)
+    info = probe(result.video) if entry.video is None else entry.video
     rows = 1 + (sample is not None and sample.interval is not None)
 
     timeline = to_svg(

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..data import GroundingSample, decode_frames, probe
+from ..data import GroundingSample, VideoInfo, decode_frames, probe
 from ..evaluation.metrics import score_sample
 from ..evaluation.predictions import Prediction
 from ..files import atomic_path, refuse_source
@@ -30,7 +30,7 @@ _TITLE, _TEXT = 36, 23
 
 
 def draw_strip(
-    video: str | os.PathLike[str],
+    video: str | os.PathLike[str] | VideoInfo,
     result: GroundingResult,
     out_png: str | os.PathLike[str],
     sample: GroundingSample | None = None,
@@ -40,6 +40,9 @@ def draw_strip(
 
     Frames are spread over the clip, at least half of them inside the predicted interval where it has so many;
     those are underlined. Small frames are scaled up. With `sample`, truth and scores are shown as well.
+
+    Args:
+        video: a path, or what `probe` returned for it, which saves looking at the file again.
 
     Raises:
         VideoError: the video cannot be read.

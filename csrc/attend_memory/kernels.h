@@ -1,7 +1,7 @@
-// What attend_memory does to blocks of float32, once for each SIMD level.
+// The kernels of attend_memory over blocks of float32, of which each SIMD level has a table.
 //
-// Scores and probabilities are held with keys as rows: block [keys, stride], a column for each query row, `stride` a
-// multiple of kColumns. So every product reads the memory as it lies, and a softmax goes down columns.
+// A block [keys, stride] holds scores or probabilities: a row for each key, a column for each query row. `stride` is a
+// multiple of kColumns. So every product reads the memory as it lies, and the softmax goes down the columns.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 
 namespace bridge_stg {
 
-// Columns of a block come in multiples of the widest vector.
+// The columns of a block are padded to a multiple of the widest vector.
 constexpr int64_t kColumns = 16;
 
 // c[i, j] = start + sum_k a[i * a_row + k * a_step] * b[k * b_step + j], where start is 0, c[i, j], or keep[i] c[i, j].
@@ -28,7 +28,7 @@ struct Product {
   const float* keep;  // factors of c, or null for 1
 };
 
-// A block of scores or of what follows from them.
+// A block of scores, of probabilities or of their gradients.
 struct Block {
   float* data;
   int64_t keys, columns, stride;
@@ -43,13 +43,13 @@ struct AttendKernels {
   void (*widen)(ElementType type, const void* from, const void* extra, int64_t count, float* to);
   // to = factor * from in `type`.
   void (*narrow)(const float* from, float factor, int64_t count, ElementType type, void* to);
-  // Adds key_bias[k], unless null, to row k; peak = max(peak, column).
+  // Adds key_bias[k] to row k, unless `key_bias` is null; then peak = max(peak, column).
   void (*peaks)(const Block& score, const float* key_bias, float* peak);
-  // score = exp(score - peak), with 0 in place of a peak of -inf; total = total + sum of column.
+  // score = exp(score - peak), where a peak of -inf counts as 0; then total = total + sum of column.
   void (*exponentials)(const Block& score, const float* peak, float* total);
   // column *= factor.
   void (*scale)(const Block& block, const float* factor);
-  // factor = exp(from - to) for `count` columns, with 0 in place of a `to` of -inf.
+  // factor = exp(from - to) for `count` columns, where a `to` of -inf counts as 0.
   void (*decay)(const float* from, const float* to, int64_t count, float* factor);
   // total = total + sum over keys of p * dp.
   void (*weighted_sums)(const Block& p, const float* dp, float* total);
@@ -60,19 +60,11 @@ struct AttendKernels {
   void (*row_sums)(const Block& block, int64_t rows, float* sums);
 };
 
-extern const AttendKernels kScalarAttend;
-#if defined(__x86_64__)
-extern const AttendKernels kAvx2Attend;
-extern const AttendKernels kAvx512Attend;
-#endif
-
-inline const AttendKernels& attend_kernels(SimdLevel level) {
-#if defined(__x86_64__)
-  if (level == SimdLevel::kAvx512) return kAvx512Attend;
-  if (level == SimdLevel::kAvx2) return kAvx2Attend;
-#endif
-  (void)level;
-  return kScalarAttend;
-}
+template <>
+const AttendKernels KernelsOf<AttendKernels>::scalar;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::avx2;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::avx512;
 
 }  // namespace bridge_stg

@@ -1,8 +1,9 @@
 #include "common/simd_avx2.h"
-#include "attend_memory/kernels_body.h"
+#include "attend_memory/kernels-inl.h"
 
 namespace bridge_stg {
 
-const AttendKernels kAvx2Attend = kKernels;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::avx2 = kKernels;
 
 }  // namespace bridge_stg

@@ -1,8 +1,9 @@
 #include "common/simd_avx512.h"
-#include "attend_memory/kernels_body.h"
+#include "attend_memory/kernels-inl.h"
 
 namespace bridge_stg {
 
-const AttendKernels kAvx512Attend = kKernels;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::avx512 = kKernels;
 
 }  // namespace bridge_stg

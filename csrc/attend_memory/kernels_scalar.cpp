@@ -1,8 +1,9 @@
 #include "common/simd_scalar.h"
-#include "attend_memory/kernels_body.h"
+#include "attend_memory/kernels-inl.h"
 
 namespace bridge_stg {
 
-const AttendKernels kScalarAttend = kKernels;
+template <>
+const AttendKernels KernelsOf<AttendKernels>::scalar = kKernels;
 
 }  // namespace bridge_stg

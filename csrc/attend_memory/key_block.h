@@ -1,25 +1,25 @@
-// Blocks of keys as float32, and the memory that a thread keeps for its work.
+// Blocks of keys as float32, and the scratch memory of a thread.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
-#include "attend_memory/attend.h"
+#include "attend_memory/attend_memory_cpu.h"
 
 namespace bridge_stg {
 
-// Memory of a thread that lives from call to call, since taking it afresh costs page faults.
+// The scratch memory of a thread. It lives from call to call, because fresh memory costs page faults.
 class Scratch {
  public:
-  // Floats on cache-line boundaries; what was taken before, since the last `start`, stays valid if `start` asked for
-  // all of it.
+  // Returns `count` floats on a cache-line boundary, of those that the last `start` asked for.
   float* take(int64_t count) {
     float* taken = data_ + used_;
     used_ += round_up(count, kCacheLine / 4);
     return taken;
   }
 
+  // Takes back all that was taken, and makes room for `floats` floats.
   void start(int64_t floats) {
     if (floats > size_) {
       bytes_ = AlignedBytes(4 * floats);
@@ -34,7 +34,7 @@ class Scratch {
     return scratch;
   }
 
-  // A second one, for those who call what uses the first.
+  // A second one, for a caller of functions that use the first.
   static Scratch& outer_of_thread() {
     thread_local Scratch scratch;
     return scratch;
@@ -51,21 +51,21 @@ struct FloatRows {
   int64_t stride;
 };
 
-// Rows this many bytes apart, or a multiple, fall on the same few places of a cache.
+// Rows whose distance is a multiple of this many bytes fall into the same few cache sets.
 constexpr int64_t kAlias = 2048;
 
-// Rows with room between them, so that the same column of many rows has many places in a cache.
+// The stride of rows of `width` floats, with a gap where they would otherwise alias.
 inline int64_t spread_width(int64_t width) {
   const int64_t whole = round_up(width, kColumns);
   return whole % (kAlias / 4) == 0 ? whole + kColumns : whole;
 }
 
-// Reads blocks of keys: where they lie if they are float32 that all may see, else through a copy.
+// Reads blocks of keys. float32 keys without a mask are read where they lie, others through a copy.
 class KeyReader {
  public:
   KeyReader(const Memory& memory, const AttendKernels& kernels) : memory_(memory), kernels_(kernels) {}
 
-  // Floats of scratch that reading `block` keys at a time takes.
+  // Returns the floats of scratch that `start` takes for blocks of `block` keys.
   static int64_t scratch(const Memory& memory, int64_t block) {
     return 2 * block * spread_width(memory.width) + 2 * round_up(block, kCacheLine);
   }
@@ -84,7 +84,7 @@ class KeyReader {
     return copy(clip, first, count, false, value_);
   }
 
-  // `values` is what values() gave for the same keys.
+  // `values` must be the result of values() for the same keys.
   FloatRows keys(int64_t clip, int64_t first, int64_t count, FloatRows values) const {
     return memory_.position.data == nullptr ? values : copy(clip, first, count, true, key_);
   }
@@ -93,7 +93,7 @@ class KeyReader {
     return memory_.position.data == nullptr ? values(clip, first, count) : copy(clip, first, count, true, key_);
   }
 
-  // What to add to the scores of each key, -inf for those that may not be seen; null for nothing.
+  // Returns the bias of each key's scores, -inf for a masked key; null where there is neither bias nor mask.
   const float* bias(int64_t clip, int64_t first, int64_t count) const {
     if (memory_.bias == nullptr && memory_.visible == nullptr) return nullptr;
     const int64_t at = clip * memory_.keys + first;

@@ -1,4 +1,4 @@
-// Zeroed scratch memory on cache-line boundaries.
+// Memory for intermediate results, and the arithmetic of its sizes.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +11,16 @@ namespace bridge_stg {
 
 constexpr int64_t kCacheLine = 64;
 
-inline int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+inline int64_t ceil_div(int64_t value, int64_t unit) { return (value + unit - 1) / unit; }
 
+inline int64_t round_up(int64_t value, int64_t unit) { return ceil_div(value, unit) * unit; }
+
+// `count` floats without values.
+inline std::unique_ptr<float[]> new_floats(int64_t count) {
+  return std::unique_ptr<float[]>(new float[static_cast<size_t>(count)]);
+}
+
+// Zeroed bytes on a cache-line boundary.
 class AlignedBytes {
  public:
   AlignedBytes() = default;

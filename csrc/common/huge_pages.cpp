@@ -13,14 +13,14 @@ void advise_huge_pages([[maybe_unused]] void* memory, [[maybe_unused]] int64_t b
   if (bytes < kWorthwhile) return;
   const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) / kPage * kPage;
   const uintptr_t last = (reinterpret_cast<uintptr_t>(memory) + static_cast<uintptr_t>(bytes)) / kPage * kPage;
-  // Advice: a kernel that refuses it leaves ordinary pages, which are correct.
+  // The result does not matter: where the system refuses the advice, ordinary pages do as well.
   (void)madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
 }
 
 void* map_zeros([[maybe_unused]] int64_t bytes) {
 #if defined(__linux__)
-  constexpr int64_t kBeyondMalloc = int64_t{32} << 20;  // glibc maps larger blocks afresh each time
+  constexpr int64_t kBeyondMalloc = int64_t{32} << 20;  // glibc's malloc maps every larger block afresh
   if (bytes < kBeyondMalloc) return nullptr;
   void* memory = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;

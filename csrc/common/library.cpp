@@ -1,5 +1,5 @@
-// The native ops, under the names and arguments of the registered ops less their `backend`. The CUDA library
-// implements some of them; it is loaded after this one.
+// The schemas of the compiled ops: names and arguments of the registered ops, without their `backend`. The CUDA library
+// implements some of them too, and is loaded after this one.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(bridge_stg_native, m) {

@@ -12,6 +12,7 @@ using Vec = __m256;
 
 constexpr int kWidth = 8;
 constexpr int kRegisters = 16;
+constexpr bool kFused = true;
 
 inline Vec splat(float value) { return _mm256_set1_ps(value); }
 
@@ -113,8 +114,7 @@ inline int64_t count_at_least(const int32_t* keys, int64_t count, int32_t bound)
   int64_t total = 0, i = 0;
   const __m256i limit = _mm256_set1_epi32(bound);
   for (; i + kWidth <= count; i += kWidth) {
-    const __m256i below =
-        _mm256_cmpgt_epi32(limit, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + i)));
+    const __m256i below = _mm256_cmpgt_epi32(limit, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(keys + i)));
     total += kWidth - __builtin_popcount(static_cast<unsigned>(_mm256_movemask_ps(_mm256_castsi256_ps(below))));
   }
   for (; i < count; ++i) total += keys[i] >= bound;

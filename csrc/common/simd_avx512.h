@@ -12,6 +12,7 @@ using Vec = __m512;
 
 constexpr int kWidth = 16;
 constexpr int kRegisters = 32;
+constexpr bool kFused = true;
 
 inline Vec splat(float value) { return _mm512_set1_ps(value); }
 
@@ -107,8 +108,7 @@ inline int64_t count_at_least(const int32_t* keys, int64_t count, int32_t bound)
   }
   if (i < count) {
     const __mmask16 rest = first_lanes(count - i);
-    total += __builtin_popcount(
-        _mm512_mask_cmpge_epi32_mask(rest, _mm512_maskz_loadu_epi32(rest, keys + i), limit));
+    total += __builtin_popcount(_mm512_mask_cmpge_epi32_mask(rest, _mm512_maskz_loadu_epi32(rest, keys + i), limit));
   }
   return total;
 }

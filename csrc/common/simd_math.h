@@ -1,4 +1,4 @@
-// Functions of vectors on top of whichever simd_*.h was included before.
+// Functions of vectors, on top of the simd_*.h that was included before.
 #pragma once
 
 namespace bridge_stg {

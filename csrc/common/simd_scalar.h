@@ -1,7 +1,8 @@
 // Vectors of four floats in portable C++: the level below AVX2. A file includes one of the three simd_*.h.
 //
-// All of it has internal linkage, and nothing of the standard library is called: an inline function with external
-// linkage, compiled here with a level's flags, could be what files without those flags are linked to.
+// Whatever these headers and the kernels define has internal linkage, and they call nothing of the standard library. An
+// inline function with external linkage would be compiled with the flags of the level, and the linker might take that
+// copy for files without these flags.
 #pragma once
 
 #include "common/elements.h"
@@ -13,6 +14,7 @@ using Vec = float __attribute__((vector_size(16)));
 
 constexpr int kWidth = 4;
 constexpr int kRegisters = 16;
+constexpr bool kFused = false;  // whether multiply_add rounds once
 
 inline Vec splat(float value) { return Vec{value, value, value, value}; }
 
@@ -21,7 +23,7 @@ inline Vec load(const T* from) {
   return Vec{to_float(from[0]), to_float(from[1]), to_float(from[2]), to_float(from[3])};
 }
 
-// The first `count` < kWidth elements, then zeros.
+// Loads the first `count` < kWidth elements; the rest become zeros.
 template <typename T>
 inline Vec load(const T* from, int64_t count) {
   Vec value = splat(0.0f);
@@ -41,7 +43,7 @@ inline void store(T* to, Vec value, int64_t count) {
 
 inline Vec multiply_add(Vec a, Vec b, Vec c) { return a * b + c; }
 
-// Of two NaN-free lanes the larger.
+// The larger of two lanes without NaN.
 inline Vec maximum(Vec a, Vec b) { return a > b ? a : b; }
 
 // NaN where either is.
@@ -61,7 +63,7 @@ inline Vec inverse_root(Vec square) {
 
 inline Vec round_to_even(Vec x) { return (x + splat(0x1.8p23f)) - splat(0x1.8p23f); }  // |x| < 2^22
 
-// 2^n for whole n in -126..128; anything for NaN.
+// 2^n for whole n in -126..128; any value for NaN.
 inline Vec power_of_two(Vec n) {
   Vec value;
   for (int i = 0; i < kWidth; ++i) {
@@ -77,7 +79,7 @@ inline float largest(Vec v) {
   return a > b ? a : b;
 }
 
-// The sums of four vectors. The order of additions is the same for each.
+// Writes the sums of four vectors, each summed in the same order.
 inline void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
   out[0] = sum(a);
   out[1] = sum(b);
@@ -85,13 +87,14 @@ inline void sum4(Vec a, Vec b, Vec c, Vec d, float* out) {
   out[3] = sum(d);
 }
 
+// How many keys are at least `bound`.
 inline int64_t count_at_least(const int32_t* keys, int64_t count, int32_t bound) {
   int64_t total = 0;
   for (int64_t i = 0; i < count; ++i) total += keys[i] >= bound;
   return total;
 }
 
-// rows [4, 4] to columns.
+// Transposes a tile of kWidth rows and columns.
 inline void transpose_tile(const float* from, int64_t from_stride, float* to, int64_t to_stride) {
   for (int64_t i = 0; i < kWidth; ++i) {
     for (int64_t j = 0; j < kWidth; ++j) to[j * to_stride + i] = from[i * from_stride + j];

@@ -47,17 +47,20 @@ py::dict resize_table(int64_t in, int64_t out, const std::string& interpolation)
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  m.def("build_info", [] {
-    py::dict info;
-    info["compiler"] = BRIDGE_STG_COMPILER;
-    info["build_type"] = BRIDGE_STG_BUILD_TYPE;
-    info["sanitized"] = static_cast<bool>(BRIDGE_STG_SANITIZED);
-    info["torch"] = BRIDGE_STG_TORCH;
-    info["cuda_compiler"] = BRIDGE_STG_CUDA_COMPILER;
-    info["cuda_architectures"] = BRIDGE_STG_CUDA_ARCHITECTURES;
-    info["simd"] = bridge_stg::simd_name(bridge_stg::simd_level());
-    return info;
-  }, "What this installation was compiled with, and the SIMD level in use here.");
+  m.def(
+      "build_info",
+      [] {
+        py::dict info;
+        info["compiler"] = BRIDGE_STG_COMPILER;
+        info["build_type"] = BRIDGE_STG_BUILD_TYPE;
+        info["sanitized"] = static_cast<bool>(BRIDGE_STG_SANITIZED);
+        info["torch"] = BRIDGE_STG_TORCH;
+        info["cuda_compiler"] = BRIDGE_STG_CUDA_COMPILER;
+        info["cuda_architectures"] = BRIDGE_STG_CUDA_ARCHITECTURES;
+        info["simd"] = bridge_stg::simd_name(bridge_stg::simd_level());
+        return info;
+      },
+      "What this installation was compiled with, and the SIMD level in use here.");
   m.def("resize_table", &resize_table, py::arg("in_size"), py::arg("out_size"), py::arg("interpolation"),
         "Table of the antialiased resize of one axis, as patchify_frames uses it on the CPU: for each output pixel the "
         "first input pixel (start) and the int16 weights from there on, with `precision` fractional bits.");

@@ -2,11 +2,9 @@
 
 #include <cmath>
 
-#include "common/half.h"
-
 namespace bridge_stg {
 
-Normalization make_normalization(const double mean[3], const double std[3], double rescale_factor, PixelType type) {
+Normalization make_normalization(const double mean[3], const double std[3], double rescale_factor, ElementType type) {
   const float scale = static_cast<float>(1.0 / rescale_factor);
   Normalization result;
   result.type = type;
@@ -23,7 +21,7 @@ Normalization make_normalization(const double mean[3], const double std[3], doub
       quotient = std::fma(std::fma(-quotient, channel.std, x), channel.reciprocal, quotient);
       result.reciprocal_is_exact &= float_bits(quotient) == float_bits(value);
       channel.value[pixel] = value;
-      channel.half[pixel] = type == PixelType::kBFloat16 ? to_bfloat16(value) : to_float16(value);
+      channel.half[pixel] = type == ElementType::kBFloat16 ? to_bfloat16(value) : to_float16(value);
     }
   }
   return result;

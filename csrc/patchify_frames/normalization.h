@@ -1,30 +1,28 @@
-// (u8 - mean / rescale_factor) / (std / rescale_factor) in float32, then the cast: at most 256 values a channel.
+// The values of pixels: (u8 - mean / rescale_factor) / (std / rescale_factor) in float32, then the cast to the output's
+// type. A channel has at most 256 of them.
 #pragma once
 
-#include <array>
 #include <cstdint>
+
+#include "common/elements.h"
 
 namespace bridge_stg {
 
-enum class PixelType { kFloat32, kBFloat16, kFloat16 };
-
-inline int64_t pixel_size(PixelType type) { return type == PixelType::kFloat32 ? 4 : 2; }
-
 struct Channel {
   float mean, std, reciprocal;  // of pixels in 0..255; reciprocal = 1 / std
-  std::array<float, 256> value;     // by pixel, in float32
-  std::array<uint16_t, 256> half;   // the same cast to the output's dtype, where that has 16 bits
+  float value[256];             // by pixel
+  uint16_t half[256];           // the bits of the same, cast to an output type of 16 bits
 };
 
 struct Normalization {
-  PixelType type;
-  // Whether, for every pixel x of every channel, q = (x - mean) reciprocal; q += fma(-q, std, x - mean) reciprocal
-  // is the correctly rounded quotient. Checked value by value: no setting is taken on trust.
+  ElementType type;
+  // Whether q = (x - mean) reciprocal; q += fma(-q, std, x - mean) reciprocal gives the correctly rounded quotient for
+  // every pixel x of every channel. All of them are tried.
   bool reciprocal_is_exact;
-  std::array<Channel, 3> channel;
+  Channel channel[3];
 };
 
-// As the Hugging Face processors fuse rescaling in: float32(mean) * float32(1 / rescale_factor).
-Normalization make_normalization(const double mean[3], const double std[3], double rescale_factor, PixelType type);
+// Mean and std are rescaled as the Hugging Face processors do it: float32(mean) * float32(1 / rescale_factor).
+Normalization make_normalization(const double mean[3], const double std[3], double rescale_factor, ElementType type);
 
 }  // namespace bridge_stg

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "patchify_frames/index_map.h"
+#include "patchify_frames/patch_layout.h"
 
 namespace bridge_stg {
 

@@ -1,4 +1,4 @@
-// Tables of the antialiased resize along one axis, in the fixed point of torchvision's native uint8 path.
+// Tables of the antialiased resize along one axis, in the fixed-point numbers of torchvision's uint8 path.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ struct ResizeTable {
   std::vector<int16_t> weights;  // [out, taps]
 };
 
-// As ATen's `_compute_index_ranges_int16_weights` (aten/src/ATen/native/cpu/UpSampleKernel.cpp): weights in double,
-// divided by their sum, then rounded half away from zero at the largest precision <= 22 that fits int16.
+// Computes the weights as ATen's `_compute_index_ranges_int16_weights` (aten/src/ATen/native/cpu/UpSampleKernel.cpp)
+// does: in double, divided by their sum, rounded half away from zero at the largest precision <= 22 that fits int16.
 ResizeTable make_resize_table(int64_t in, int64_t out, Interpolation interpolation);
 
 }  // namespace bridge_stg

@@ -1,22 +1,41 @@
-// How a ragged list of videos is cut into tiles, decided on the host.
+// How the host cuts videos into tiles.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "common/aligned_bytes.h"
 #include "patchify_frames/patchify_tile.h"
+#include "patchify_frames/video_view.h"
 
 namespace bridge_stg {
 
-// Shared memory a tile aims at, so that several share a multiprocessor, and what it may take at most: what every
-// architecture since sm_80 grants. ops/patchify_frames/api.py refuses what would take more.
+// The shared memory that a tile aims at, so that several tiles share a multiprocessor, and the most that it may take,
+// which every architecture since sm_80 grants. ops/patchify_frames/registration.py refuses calls that would take more.
 constexpr int64_t kTileBytes = 40 << 10;
 constexpr int64_t kTileMostBytes = 96 << 10;
 
+inline TileVideo tile_video(const VideoView& video) {
+  TileVideo made{};
+  made.pixels = video.pixels;
+  made.frame_index = video.frame_index;
+  made.frame_stride = video.frame_stride;
+  made.channel_stride = video.channel_stride;
+  made.row_stride = video.row_stride;
+  made.pixel_stride = video.pixel_stride;
+  made.index_stride = video.index_stride;
+  made.frames = video.frames;
+  made.count = video.count;
+  made.height = static_cast<int32_t>(video.height);
+  made.width = static_cast<int32_t>(video.width);
+  made.out_height = static_cast<int32_t>(video.out_height);
+  made.out_width = static_cast<int32_t>(video.out_width);
+  return made;
+}
+
 inline int64_t tile_count(const TileVideo& video, const PatchLayout& layout) {
   const int64_t width = tile_width(static_cast<int>(layout.patch)), height = layout.merge * layout.patch;
-  return (video.count + layout.temporal - 1) / layout.temporal * (video.out_height / height) *
-         ((video.out_width + width - 1) / width);
+  return ceil_div(video.count, layout.temporal) * (video.out_height / height) * ceil_div(video.out_width, width);
 }
 
 inline int64_t tile_bytes(const TileVideo& video, const PatchLayout& layout) {
@@ -24,8 +43,8 @@ inline int64_t tile_bytes(const TileVideo& video, const PatchLayout& layout) {
                                static_cast<int>(layout.merge * layout.patch), static_cast<int>(layout.patch));
 }
 
-// Fills in the taps and how many source rows a tile holds at once. False if even four rows do not fit: the filter is
-// hundreds of pixels wide, or the merge row thousands high.
+// Sets the taps and the number of source rows that a tile holds at once. Returns false if four rows do not fit: the
+// filter is hundreds of pixels wide, or the merge row thousands of pixels high.
 inline bool plan_tile(TileVideo& video, const PatchLayout& layout, bool bicubic) {
   const int height = static_cast<int>(layout.merge * layout.patch);
   video.x = tile_axis(video.width, video.out_width, bicubic);

@@ -5,7 +5,7 @@
 namespace bridge_stg {
 
 void select_highest(const int32_t* keys, int64_t count, int64_t keep, CountAtLeast count_at_least, int64_t* positions) {
-  // Bisection for the highest key that at least `keep` keys reach: [low, high) always holds it.
+  // Bisect for the highest bound that at least `keep` keys reach; it always lies in [low, high).
   const auto [lowest, highest] = std::minmax_element(keys, keys + count);
   int64_t low = *lowest, high = int64_t{*highest} + 1, reach_low = count;
   while (high - low > 1 && reach_low != keep) {
@@ -19,7 +19,7 @@ void select_highest(const int32_t* keys, int64_t count, int64_t keep, CountAtLea
     }
   }
   const int32_t bound = static_cast<int32_t>(low);
-  int64_t ties = keep;  // how many keys equal to the bound to take
+  int64_t ties = keep;  // how many keys that equal the bound are taken
   if (reach_low != keep) ties -= bound == INT32_MAX ? 0 : count_at_least(keys, count, bound + 1);
   for (int64_t i = 0, taken = 0; taken < keep; ++i) {
     positions[taken] = i;

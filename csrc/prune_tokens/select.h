@@ -1,14 +1,13 @@
-// The selection of prune_tokens: exactly `keep` of the scores by one total order, in ascending position.
+// The selection of prune_tokens: exactly `keep` tokens by one total order of the scores, in ascending position.
 #pragma once
 
 #include <cstdint>
 
-#include "common/half.h"
+#include "common/elements.h"
 
 namespace bridge_stg {
 
-// Keys that sort as the scores do: best highest, +0 equal to -0. Below every score come unmasked NaN, below them the
-// masked.
+// Integers that sort as the scores do; +0 equals -0. Below every score comes NaN, and below that a masked token.
 constexpr int32_t kMaskedKey = INT32_MIN, kNanKey = INT32_MIN + 1;
 
 inline int32_t order_key(float score) {

@@ -1,5 +1,7 @@
 """The coupled baseline: its answer as text and back, its training, its decoding, and what the latency bench counts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,7 +25,6 @@ from bridge_stg.inference.dataset import predict_samples
 from bridge_stg.models import load_model
 from bridge_stg.models.loading import shipped_model
 from bridge_stg.training import (
-    GroundingTargets,
     LossWeights,
     Phase,
     SyntheticCurriculum,
@@ -83,25 +84,24 @@ def test_items_become_answers_with_all_their_labels():
 
     clip = item({"single": 1.0})
     lines = training_answer(clip).split("\n")
-    start, end = clip["interval"]
-    assert lines[0] == clip["answer"] and len(lines) == 1 + end - start
-    assert np.allclose(parse_tube(training_answer(clip), end - start), clip["boxes"][start:end], atol=0.0006)
+    start, end = clip.interval
+    assert lines[0] == clip.answer and len(lines) == 1 + end - start
+    assert np.allclose(parse_tube(training_answer(clip), end - start), clip.boxes[start:end], atol=0.0006)
     assert training_answer(item({"image": 1.0})).count(",") == 3
     question = item({"question": 1.0})
-    assert training_answer(question).split("\n")[0] == question["answer"] and training_answer(question).count("\n") == 2
+    assert training_answer(question).split("\n")[0] == question.answer and training_answer(question).count("\n") == 2
     snippet = item({"snippet": 1.0})
-    present = training_answer(snippet | {"interval": (0, 2)})
-    absent = training_answer(snippet | {"interval": (0, 0)})
+    present = training_answer(replace(snippet, interval=(0, 2)))
+    absent = training_answer(replace(snippet, interval=(0, 0)))
     assert present.count("\n") == 2 and "\n" not in absent and absent.startswith("From ")
-    unknown = clip | {"boxes": np.full_like(clip["boxes"], np.nan)}
-    assert training_answer(unknown) == clip["answer"]
+    unknown = replace(clip, boxes=np.full_like(clip.boxes, np.nan))
+    assert training_answer(unknown) == clip.answer
 
 
 def test_it_learns_from_the_language_loss_alone():
     model, processor = build_coupled(load_config("tiny", ["seed=1"]))
     data = SyntheticCurriculum([Phase(1, {"single": 1.0})], batch_size=2, frame_size=(64, 64), length=2)
     batch = collate_coupled([data[0], data[1]], processor)
-    targets = GroundingTargets(**batch.pop("targets"))
     assert (
         (batch["input_ids"] < model.config.bridge_token_id)
         .logical_or(batch["input_ids"] >= model.config.bridge_token_id + model.config.bridge_tokens)
@@ -110,7 +110,7 @@ def test_it_learns_from_the_language_loss_alone():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     seen = []
     for _ in range(6):
-        losses = grounding_losses(model(**batch), targets, LossWeights(), match_one=False)
+        losses = grounding_losses(model(**batch.inputs), batch.targets, LossWeights(), match_one=False)
         assert list(losses) == ["language"]
         losses["language"].backward()
         if not seen:

@@ -136,7 +136,7 @@ def test_evaluate_switches_the_model(model, synthetic):
     wrong = {
         "kep=1.0": "--set: unknown field 'kep'; the nearest is keep.",
         "gate=maybe": "--set: gate must be true or false, got 'maybe'.",
-        "keep=NaN": "--set: keep must be a number, got nan.",
+        "keep=NaN": "--set: keep must be a number > 0 and <= 1, got nan.",
         "backbone_name=x": "--set: unknown field 'backbone_name'",
     }
     for pair, message in wrong.items():

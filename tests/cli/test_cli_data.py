@@ -43,7 +43,7 @@ def test_check_ends_with_0_or_1(vidstg, tmp_path):
 
 def test_a_truncated_file_is_one_sentence(tmp_path):
     (tmp_path / "a.json").write_text('[{"vid": ')
-    with pytest.raises(SampleError, match=r"a\.json is not complete JSON"):
+    with pytest.raises(SampleError, match=r"a\.json cannot be read as VidSTG annotations: Expecting"):
         run("data", "check", tmp_path / "a.json", "-f", "vidstg")
 
 

@@ -15,7 +15,7 @@ def test_nothing_is_usable_that_has_no_device(monkeypatch, has_device):
         BackendStatus("op", "reference", (), True, None),
         BackendStatus("op", "broken", ("cuda",), False, "not built"),
     ]
-    monkeypatch.setattr(diagnosis, "backends", lambda: table)
+    monkeypatch.setattr("bridge_stg.ops.backends", lambda: table)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_device)
     monkeypatch.setattr(diagnosis, "_device", lambda: "a device")
     found = {entry["name"]: (entry["usable"], entry["reason"]) for entry in diagnosis.diagnose()["backends"]}

@@ -13,7 +13,7 @@ SCRIPT = """
 import os, signal, sys, time
 from pathlib import Path
 import typer
-from bridge_stg.cli import ending
+from bridge_stg.cli.main import run
 from bridge_stg.cli.console import echo
 from bridge_stg.errors import SampleError
 from bridge_stg.files import atomic_path
@@ -40,7 +40,7 @@ def talk(lines: int):
     for i in range(lines):
         echo(i)
 
-sys.exit(ending.run(app, sys.argv[1:], "script", debug=os.environ.get("DEBUG") == "1"))
+sys.exit(run(app, sys.argv[1:], "script", debug=os.environ.get("DEBUG") == "1"))
 """
 
 

@@ -9,7 +9,11 @@ import sys
 
 import pytest
 
+from bridge_stg.cli import demo
+from bridge_stg.cli.main import app
 from bridge_stg.data import read_samples, write_split
+from bridge_stg.data import video as video_module
+from bridge_stg.models import load_model
 
 from ..data.clips import with_sound
 
@@ -47,6 +51,16 @@ def test_stream_is_that_of_the_answer_and_its_pictures(tmp_path):
     done = run("ground", path, "the red circle", "--stream", 2)
     assert done.returncode == 1
     assert "has video streams 0..1; there is no stream 2." in done.stderr.replace("\n", " ")
+
+
+def test_a_video_is_probed_once(tmp_path, sample, monkeypatch):
+    seen, read = [], video_module._read_packets
+    monkeypatch.setattr(video_module, "_read_packets", lambda file: seen.append(file.path) or read(file))
+    arguments = ["ground", sample.video, sample.sentence, "--out", str(tmp_path / "out")]
+    app(args=arguments, standalone_mode=False)
+    assert seen == [sample.video]
+    demo._ground(load_model(), sample, tmp_path)
+    assert seen == [sample.video] * 2
 
 
 def test_one_bad_video_of_any_kind_is_one_failure_of_a_manifest(tmp_path, sample):

@@ -110,7 +110,7 @@ def test_broken_records_name_file_line_and_rule(tmp_path, change, rule):
     [
         (
             json.dumps(RECORD) + "\n" + json.dumps(RECORD)[:-20],
-            r":2: not a complete JSON object: .+\(column \d+\)",
+            r":2: not JSON that can be read: .+\(column \d+\)",
         ),
         (json.dumps(RECORD) + "\n" + json.dumps(RECORD), ":2: id 'a' was already used in line 1"),
         ("[1, 2]", ":1: a record must be a JSON object, got list"),

@@ -61,7 +61,7 @@ def test_what_cannot_be_used_is_listed(path):
     assert [found.id for found in store] == ["s0", "s1"]
     assert [problem.id for problem in store.problems] == ["line 2", "line 4", "line 5", "line 6", "line 7"]
     expected = (
-        "not a complete JSON",
+        "not JSON that can be read",
         "id 's0' was already used in line 1",
         "missing key",
         "--align",
@@ -86,7 +86,7 @@ def test_a_referring_sample_is_one_frame_whatever_it_is_taken_from(tmp_path):
             '"fps": 1' + "0" * 400,
             "fps must be a positive number (frames per second), got 100000000000000000",
         ),
-        ('"fps": 1' + "0" * 5000, "a number in it has thousands of digits"),
+        ('"fps": 1' + "0" * 5000, "it holds an integer of too many digits"),
         ('"tier": ' + "[" * 100_000, "its brackets are nested too deeply"),
     ],
 )

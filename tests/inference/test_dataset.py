@@ -18,14 +18,8 @@ from bridge_stg.cli.main import main
 from bridge_stg.data import read_samples, write_samples, write_split, write_video
 from bridge_stg.errors import SampleError, VideoError
 from bridge_stg.evaluation import EVERY_FRAME, score_files
-from bridge_stg.inference.dataset import (
-    Failure,
-    ground_dataset,
-    ground_samples,
-    model_fingerprint,
-    predict_samples,
-    samples_fingerprint,
-)
+from bridge_stg.inference.dataset import ground_dataset, ground_samples, predict_samples
+from bridge_stg.inference.fingerprints import model_fingerprint, samples_fingerprint
 from bridge_stg.inference.manifest import ground_manifest
 from bridge_stg.models import load_model
 from bridge_stg.models.grounding import ClipPrediction
@@ -82,7 +76,7 @@ def test_whatever_happens_to_a_sample_is_its_reason(model, data, monkeypatch, er
 
     monkeypatch.setattr(model, "predict", fails_at_one)
     found = list(ground_samples(model, samples, batch_size=3))
-    failed = [result for result in found if isinstance(result, Failure)]
+    failed = [outcome for outcome in found if outcome.answer is None]
     assert {failure.reason for failure in failed} == {reason}
     assert {failure.id for failure in failed} == {sample.id for sample in samples if sample.sentence == bad}
 
@@ -95,7 +89,7 @@ def test_boxes_that_are_not_finite_are_a_reason(model, data, monkeypatch):
 
     monkeypatch.setattr(model, "predict", spoilt)
     (failure,) = ground_samples(model, [sample])
-    assert isinstance(failure, Failure) and "not finite" in failure.reason
+    assert failure.answer is None and "not finite" in failure.reason
 
 
 def test_a_batch_gives_what_one_by_one_gives(model, data):
@@ -113,8 +107,9 @@ def test_what_cannot_be_grounded_is_told_and_nothing_else_is_lost(model, data):
     samples = read_samples(data)
     samples[0] = replace(samples[0], sentence="red " * 5000)
     found = list(ground_samples(model, samples, batch_size=5))
-    assert [result.id for result in found] == [sample.id for sample in samples]
-    failed = {result.id: result.reason for result in found if isinstance(result, Failure)}
+    assert [outcome.id for outcome in found] == [sample.id for sample in samples]
+    failed = {outcome.id: outcome.reason for outcome in found if outcome.answer is None}
+    assert all(outcome.answer is None or outcome.answer.id == outcome.id for outcome in found)
     assert list(failed) == [samples[i].id for i in (0, 3, 8)]
     assert "context holds" in failed[samples[0].id]
     assert "does not exist" in failed[samples[3].id]
@@ -305,19 +300,19 @@ def test_what_failed_is_tried_again_when_its_list_is_removed(whole, data, model,
     ground_dataset(model, samples, out, made_with={}, batch_size=BATCH)
     good = replace(samples[3], video=samples[2].video)
     repaired = [*samples[:3], good, samples[4]]
-    assert isinstance(ground_dataset(model, repaired, out, made_with={}, batch_size=BATCH)[3], Failure)
+    assert ground_dataset(model, repaired, out, made_with={}, batch_size=BATCH)[3].answer is None
     out.with_name("p.jsonl.failed").unlink()
     found = ground_dataset(model, repaired, out, made_with={}, batch_size=BATCH)
     assert [result.id for result in found] == [sample.id for sample in samples]
-    assert not any(isinstance(result, Failure) for result in found)
+    assert all(outcome.answer is not None for outcome in found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.jsonl", "p.jsonl.run"]
 
 
 def test_a_video_of_a_shape_that_no_model_takes_is_a_failure(model, data, tmp_path):
     write_video(tmp_path / "bar.mp4", np.zeros((8, 2, 2048, 3), np.uint8), fps=4)
-    sample = replace(read_samples(data)[1], video=str(tmp_path / "bar.mp4"))
+    sample = replace(read_samples(data)[1], video=str(tmp_path / "bar.mp4"), interval=(0.5, 1.5))
     (found,) = ground_samples(model, [sample])
-    assert isinstance(found, Failure)
+    assert found.answer is None
     assert found.reason.endswith("has frames of 2048 x 2 pixels; one side may be at most 200 times the other.")
     with pytest.raises(VideoError, match="2048 x 2 pixels"):
         model.ground(tmp_path / "bar.mp4", "what moves left?")

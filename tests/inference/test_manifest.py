@@ -157,11 +157,11 @@ def test_killed_at_any_moment_it_loses_and_doubles_nothing(manifest, tmp_path):
     process = subprocess.Popen(command)
     part = tmp_path / "out.jsonl.parts" / "0-of-1.jsonl"
     deadline = time.monotonic() + 60
-    while not (part.is_file() and part.stat().st_size) and time.monotonic() < deadline:
+    while not (part.is_file() and part.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not out.exists() and 0 < part.read_bytes().count(b"\n") < 100
+    assert not out.exists() and 1 < part.read_bytes().count(b"\n") < 100
     ground_manifest(answer, manifest, out)
     assert [record["id"] for record in lines(out)] == [f"r{i}" for i in range(100)]
 
@@ -170,17 +170,21 @@ def test_killed_at_any_moment_it_loses_and_doubles_nothing(manifest, tmp_path):
     ("text", "message"),
     [
         ("", "holds no record"),
-        ('{"id": "a", "video": "v.mp4"', r"in\.jsonl:1 is not JSON"),
-        ('\n{"n": %s}' % ("[" * 10**5 + "]" * 10**5), r"in\.jsonl:2 is not JSON that .* nested too deeply"),
-        ('{"n": %s}' % ("9" * 5000), r"in\.jsonl:1 is not JSON that .* too many digits"),
-        ('{"id": [], "video": "v", "sentence": "s"}', r"in\.jsonl:1 must be an object with the texts"),
-        ('{"id": {}, "video": "v", "sentence": "s"}', r"in\.jsonl:1 must be an object with the texts"),
-        ('{"id": "a", "video": "v.mp4"}', r"in\.jsonl:1 must be an object with the texts"),
-        ('{"id":"a","video":"v","sentence":"s"}\n{"id":"a","video":"v","sentence":"t"}', r":2 repeats the id 'a'"),
+        ('{"id": "a", "video": "v.mp4"', r"in\.jsonl:1: not JSON that can be read: "),
+        (b'\n\n{"id": "\xff"}', r"in\.jsonl:3: not UTF-8 text"),
+        ('\n{"n": %s}' % ("[" * 10**5 + "]" * 10**5), r"in\.jsonl:2: not JSON that .* nested too deeply"),
+        ('{"n": %s}' % ("9" * 5000), r"in\.jsonl:1: not JSON that .* too many digits"),
+        ('{"id": [], "video": "v", "sentence": "s"}', r"in\.jsonl:1: a record must be an object with the texts"),
+        ('{"id": {}, "video": "v", "sentence": "s"}', r"in\.jsonl:1: a record must be an object with the texts"),
+        ('{"id": "a", "video": "v.mp4"}', r"in\.jsonl:1: a record must be an object with the texts"),
+        (
+            '{"id":"a","video":"v","sentence":"s"}\n{"id":"a","video":"v","sentence":"t"}',
+            r":2: id 'a' was already used in line 1",
+        ),
     ],
 )
 def test_mistakes_in_a_manifest(tmp_path, text, message):
-    (tmp_path / "in.jsonl").write_text(text)
+    (tmp_path / "in.jsonl").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(SampleError, match=message):
         read_manifest(tmp_path / "in.jsonl")
 

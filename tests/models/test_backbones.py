@@ -6,12 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor
+from transformers import AutoConfig, AutoProcessor
 
 from bridge_stg.errors import ConfigError, ModelError
 from bridge_stg.models import BridgeSTGForVideoGrounding, load_model
 from bridge_stg.models.backbones import FAMILIES
 from bridge_stg.models.decoding import CachedDecoding
+from tests.models.conftest import SMALL_DECODER, SMALL_FRAMES
 
 families = pytest.mark.parametrize("model_type", list(FAMILIES))
 SENTENCES = ["the red circle that moves left", "what moves up?", "it"]
@@ -65,7 +66,7 @@ def test_states_up_to_the_bridging_tokens_are_those_of_the_stock_model(model_typ
 @families
 def test_grounding_prefills_once_and_bridges_on_the_same_cache(model_type, load_backbone, videos, monkeypatch):
     model = load_backbone(model_type)
-    monkeypatch.setattr("bridge_stg.models.grounding._read_answer", lambda text, times, duration: (0.0, 0.5))
+    monkeypatch.setattr("bridge_stg.models.grounding.read_answer", lambda text, times, duration: (0.0, 0.5))
     lengths, unread = [], []
     bridge = CachedDecoding.bridge
 
@@ -343,3 +344,22 @@ def test_unknown_fields_are_named(checkpoints):
         BridgeSTGForVideoGrounding.from_backbone(checkpoints("qwen3_vl"), processor={"fpss": 1})
     with pytest.raises(ConfigError, match=r"bridge_layers must be in 1\.\.4"):
         BridgeSTGForVideoGrounding.from_backbone(checkpoints("qwen3_vl"), bridge_layers=9)
+
+
+@families
+def test_a_configuration_alone_gives_the_shapes_of_the_model(model_type, load_backbone, checkpoints):
+    """On the meta device: the same parameters as with weights, but for the rows that the bridging tokens add."""
+    found = AutoConfig.from_pretrained(checkpoints(model_type))
+    vocabulary = found.text_config.vocab_size
+    shapes = BridgeSTGForVideoGrounding.from_backbone(found, dtype="float32", processor=SMALL_FRAMES, **SMALL_DECODER)
+    model = load_backbone(model_type)
+    assert {parameter.device.type for parameter in shapes.parameters()} == {"meta"}
+    assert shapes.processor.frame_grid(48, 64) == model.processor.frame_grid(48, 64)
+    for network in (shapes, model):
+        network.add_lora(rank=2)
+    wanted = {name: (list(value.shape), value.dtype) for name, value in model.state_dict().items()}
+    rows = model.config.backbone_config.text_config.vocab_size
+    for name, value in shapes.state_dict().items():
+        shape = [rows if size == vocabulary else size for size in value.shape]
+        assert wanted.pop(name) == (shape, value.dtype), name
+    assert not wanted

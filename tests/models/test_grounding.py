@@ -12,7 +12,7 @@ from bridge_stg.data import probe, write_video
 from bridge_stg.errors import SampleError, VideoError
 from bridge_stg.models import GroundingResult
 from bridge_stg.models.decoding import CachedDecoding, encode_clips
-from bridge_stg.models.grounding import _read_answer, presence_interval, source_tube
+from bridge_stg.models.grounding import presence_interval, read_answer, source_tube
 from bridge_stg.models.processing_bridge_stg import rest_of_answer
 
 
@@ -104,7 +104,7 @@ def test_missing_videos_and_empty_sentences(make_model, tmp_path):
     ],
 )
 def test_answers_move_onto_the_frame_times_they_stand_for(text, interval):
-    assert _read_answer(text, [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75], 2.0) == interval
+    assert read_answer(text, [0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75], 2.0) == interval
 
 
 @pytest.mark.parametrize(
@@ -257,14 +257,13 @@ def test_json_is_strict(make_model, tmp_path):
         dataclasses.replace(result, interval=(0.0, float("inf"))).to_dict()
 
 
-def test_answers_are_on_the_clock_of_the_file(make_model, tmp_path, monkeypatch):
+def test_answers_are_on_the_clock_of_the_file(make_model, tmp_path):
     """A picture that begins 5 s after the sound: the model sees the same clip, the answer is told 5 s later."""
     path = write_clip(tmp_path / "a.mp4", 16, fps=8)
     model = make_model()
     plain = model.ground(path, "what moves left?")
     late = dataclasses.replace(probe(path), start_time=5.0)
-    monkeypatch.setattr("bridge_stg.models.grounding.probe", lambda video: late)
-    shifted = model.ground(path, "what moves left?")
+    shifted = model.ground(late, "what moves left?")
     assert shifted.interval == tuple(edge + 5 for edge in plain.interval)
     assert [entry.time for entry in shifted.tube] == [entry.time + 5 for entry in plain.tube]
     assert [point.time for point in shifted.presence] == [point.time + 5 for point in plain.presence]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from bridge_stg.models import BridgeSTGOutput
-from bridge_stg.models.matcher import select_hypotheses
+from bridge_stg.models.losses import select_hypotheses
 from bridge_stg.training import GroundingTargets, LossWeights, grounding_losses
 
 L, B, S, M, T = 2, 2, 3, 2, 4
@@ -148,3 +148,15 @@ def test_padding_of_shorter_clips_teaches_nothing():
     everywhere = make_targets(inside=torch.tensor([[True, True, False, False], [False, True, True, False]]))
     losses = grounding_losses(output, everywhere, LossWeights(), match_one=False)
     torch.testing.assert_close(losses["contrast"], -long)  # a clip without negatives does not count
+
+
+def test_clips_without_both_kinds_of_frames_are_not_contrasted():
+    contrast = torch.randn(B, T, requires_grad=True)
+    for other in ([True] * T, [False] * T):
+        inside = torch.tensor([[True, False, False, True], other])
+        losses = grounding_losses(
+            make_output(contrast=contrast), make_targets(inside=inside), LossWeights(), match_one=False
+        )
+        torch.testing.assert_close(losses["contrast"], -contrast[0].log_softmax(-1)[[0, 3]].mean())
+        (gradient,) = torch.autograd.grad(losses["contrast"], contrast)
+        assert gradient[0].abs().sum() > 0 and gradient[1].abs().sum() == 0

@@ -131,7 +131,7 @@ def test_prediction_on_the_cache_equals_one_full_forward(make_model, processor, 
     sentences = ["the red circle that moves left", "what moves up?"]
     model.config.max_answer_tokens = 5
     model.config.dense_alignment = False
-    monkeypatch.setattr("bridge_stg.models.grounding._read_answer", lambda text, times, duration: (0.0, 1.0))
+    monkeypatch.setattr("bridge_stg.models.grounding.read_answer", lambda text, times, duration: (0.0, 1.0))
     predictions = model.predict(frames, times, sentences, durations=[2.0, 2.0])
     for i in range(2):
         features = processor([frames[i]], [times[i]], [sentences[i]], [""], training=True)
@@ -227,7 +227,7 @@ def test_save_and_load_round_trip(make_model, batch, tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("keep", 0.0, r"keep must be in \(0, 1\], got 0.0"),
+        ("keep", 0.0, "keep must be a number > 0 and <= 1, got 0.0"),
         ("keep", 1.5, r"got 1.5"),
         ("memory_features", "both", "memory_features must be one of"),
         ("interval_source", "guess", "got 'guess'"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from bridge_stg.modules import MultiLayerQueryCrossAttention
-from bridge_stg.ops.attend_memory import share_memory as memory_hub
+from bridge_stg.ops.attend_memory.registration import SHARED_BACKENDS
 
 L, B, Q, M, C = 3, 2, 4, 9, 16
 PROCESSES = 2
@@ -60,8 +60,8 @@ def work(rank: int, file: str) -> None:
 
         return count
 
-    for name, backend in memory_hub.HUB_BACKENDS.items():
-        memory_hub.HUB_BACKENDS[name] = backend._replace(memory_backward=counted(backend.memory_backward))
+    for name, backend in SHARED_BACKENDS.items():
+        SHARED_BACKENDS[name] = backend._replace(memory_backward=counted(backend.memory_backward))
     for path in ("absorbed", "projected"):
         expected = expected_gradients(path)
         for wrap, deferred in ((ddp, [L]), (fsdp_decoder, [L]), (fsdp_layers, [])):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import sys
 import types
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from torch.utils.checkpoint import checkpoint
 import bridge_stg
 from bridge_stg.modules import MemoryCrossAttention, MultiLayerQueryCrossAttention, SpatialDecoder, importance
 from bridge_stg.modules import memory_cross_attention as home
+from bridge_stg.modules._projected_memory import ProjectedMemory
 from bridge_stg.ops import projected_attention, share_memory
 from bridge_stg.ops.attend_memory import head_products as _head_products
-from bridge_stg.ops.attend_memory import share_memory as memory_hub
 from bridge_stg.ops.attend_memory.projected_attention import choose_library
+from bridge_stg.ops.attend_memory.registration import SHARED_BACKENDS
 
 L, B, Q, M, C, H = 3, 2, 4, 9, 16, 4
 PATHS = ("absorbed", "projected")
@@ -47,7 +49,7 @@ def decode(attention, query: Tensor, memory: Tensor, position: Tensor | None, ca
 def counts(monkeypatch) -> dict[str, int]:
     """Deferred gradients, and projections by how many layers each was for."""
     seen = {"deferred": 0}
-    original = memory_hub.HUB_BACKENDS["reference"]
+    original = SHARED_BACKENDS["reference"]
 
     def memory_backward(*args):
         seen["deferred"] += 1
@@ -59,7 +61,7 @@ def counts(monkeypatch) -> dict[str, int]:
         return project(layers, *args)
 
     project = home.project_memory
-    monkeypatch.setitem(memory_hub.HUB_BACKENDS, "reference", original._replace(memory_backward=memory_backward))
+    monkeypatch.setitem(SHARED_BACKENDS, "reference", original._replace(memory_backward=memory_backward))
     monkeypatch.setattr(home, "project_memory", project_memory)
     monkeypatch.setattr(sys.modules[MultiLayerQueryCrossAttention.__module__], "project_memory", project_memory)
     return seen
@@ -144,14 +146,15 @@ def test_a_stack_projects_for_its_own_layers_alone(counts):
 
 
 def test_what_was_projected_is_not_kept_alive():
-    before = len(home.PROJECTED)
     attention = stack("projected")
     query, memory, _ = tensors()
     shared = attention.share(memory, queries=Q, fuse=True)
     attention.layer(1, query, shared).sum().backward()
-    assert len(home.PROJECTED) == before + 1
-    del shared
-    assert len(home.PROJECTED) == before
+    handle = ProjectedMemory.of(shared)
+    assert handle is not None
+    gone = weakref.ref(handle)
+    del handle, shared
+    assert gone() is None
 
 
 def test_a_layer_takes_a_shared_memory_like_any_other(counts):

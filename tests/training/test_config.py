@@ -33,7 +33,7 @@ def test_overrides_win(tmp_path):
         ("seed: 1", ["losses.colour=1"], "colour"),
         ("seed: 1", ["model.kep=0.5"], r"unknown field 'model\.kep'; the nearest is model\.keep\."),
         ("seed: 1", ["model.gate=maybe"], r"model\.gate must be true or false, got 'maybe'"),
-        ("seed: 1", ["model.keep=high"], r"model\.keep must be a number, got 'high'"),
+        ("seed: 1", ["model.keep=high"], r"model\.keep must be a number > 0 and <= 1, got 'high'"),
         ("processor: {fps: x}", [], r"processor\.fps must be a number > 0, got 'x'"),
         ("processor: {image_mean: [1, 2, .nan]}", [], r"processor\.image_mean\[2\] must be a number, got nan"),
         ("processor: {max_frame: 3}", [], r"the nearest is processor\.max_frames"),

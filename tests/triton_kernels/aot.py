@@ -19,7 +19,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from triton.runtime.jit import JITFunction
+from triton.runtime.jit import JITFunction, KernelParam
 
 ARCHITECTURES = (80, 90, 100)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -53,17 +53,17 @@ class Variant:
     Attributes:
         name: names it in the table; unique within an op.
         kernel: the `@triton.jit` function.
-        signature: Triton type of every argument, "constexpr" where it is one.
-        constants: value of every "constexpr".
-        aligned: arguments that are multiples of 16; the plain variant ignores them.
+        signature: Triton type of every argument, "constexpr" where it is one; a tuple of types for a tuple.
+        constants: value of every "constexpr", by its path: the place of the argument, then that within a tuple.
+        aligned: paths of the arguments that are multiples of 16; the plain variant ignores them.
         options: num_warps and num_stages.
     """
 
     name: str
     kernel: JITFunction
-    signature: Mapping[str, str]
-    constants: Mapping[str, Any]
-    aligned: tuple[str, ...] = ()
+    signature: Mapping[str, Any]
+    constants: Mapping[tuple[int, ...], Any]
+    aligned: tuple[tuple[int, ...], ...] = ()
     options: Mapping[str, int] = field(default_factory=dict)
 
     def plain(self) -> Variant:
@@ -91,21 +91,25 @@ def variant_of(name: str, kernel: JITFunction, args: tuple[Any, ...], options: M
         if parameter.name not in values and parameter.has_default:
             values[parameter.name] = parameter.default
     signature, constants, aligned = {}, {}, []
-    for parameter in kernel.params:
-        value = values[parameter.name]
+
+    def type_of(path: tuple[int, ...], parameter: KernelParam, value: Any) -> Any:
         specialised = not parameter.do_not_specialize
+        if isinstance(value, tuple):
+            return tuple(type_of((*path, place), parameter, part) for place, part in enumerate(value))
         if isinstance(value, torch.Tensor):
-            signature[parameter.name] = _POINTERS[value.dtype]
-            aligned.append(parameter.name)
-        elif parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = value
-        elif isinstance(value, float):
-            signature[parameter.name] = "fp32"
-        else:
-            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if specialised and value % 16 == 0:
-                aligned.append(parameter.name)
+            aligned.append(path)
+            return _POINTERS[value.dtype]
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
+            constants[path] = value
+            return "constexpr"
+        if isinstance(value, float):
+            return "fp32"
+        if specialised and value % 16 == 0:
+            aligned.append(path)
+        return "i32" if -(2**31) <= value < 2**31 else "i64"
+
+    for place, parameter in enumerate(kernel.params):
+        signature[parameter.name] = type_of((place,), parameter, values[parameter.name])
     launch = {key: value for key, value in options.items() if key in _LAUNCH_OPTIONS}
     return Variant(name, kernel, signature, constants, tuple(aligned), launch)
 
@@ -128,8 +132,7 @@ def record(launch: Callable[[], Any], name: str = "") -> list[Variant]:
 
 def compile_kernel(variant: Variant, cc: int) -> Any:
     """Triton's compiled kernel for compute capability `cc` (80, 90, 100): `asm["cubin"]`, `asm["ptx"]`, `metadata`."""
-    names = variant.kernel.arg_names
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned}
+    attributes = {path: [["tt.divisibility", 16]] for path in variant.aligned}
     source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), attributes)
     return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=dict(variant.options))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import replace
 
@@ -11,15 +10,15 @@ import torch
 
 pytest.importorskip("triton")
 
-from bridge_stg.triton_kernels.attend_memory import forward as kernels
-from bridge_stg.triton_kernels.attend_memory.shared_backward import HubLayer, hub_backward
+from bridge_stg.triton_kernels.attend_memory.backward import backward, forward
+from bridge_stg.triton_kernels.attend_memory.records import AttentionBackward, AttentionInputs
+from bridge_stg.triton_kernels.attend_memory.shared_backward import LayerRows, memory_gradients
 
 from bridge_stg.ops import attend_memory
+from bridge_stg.ops.attend_memory.reference import reference, reference_backward
 from bridge_stg.ops.core.backends import choose_backend
 
 from .aot import ARCHITECTURES, compile_variant, distinct, gate, record
-
-op = importlib.import_module("bridge_stg.ops.attend_memory.api")
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 EVERYTHING = ("position", "bias", "key_mask", "index", "window")
@@ -40,22 +39,22 @@ def launch(width, dtype, names, *, batch=1, rows=128, size=8192, mass=True):
                 "window": torch.empty(batch, rows, 2, dtype=torch.int64),
             }
         sides = [options[name] if name in names else None for name in EVERYTHING]
-        out, lse, _, _ = kernels.forward(query, memory, *sides, 0.1, mass, False)
-        needs = (True, True, sides[0] is not None, sides[1] is not None)
-        kernels.backward(out, lse, query, memory, *sides, lse, out, 0.1, *needs)
+        inputs = AttentionInputs(query, memory, *sides, 0.1)
+        out, lse, _, _ = forward(inputs, mass)
+        backward(AttentionBackward(inputs, out, lse, lse, out, *(x is not None for x in inputs[:4])))
 
     return run
 
 
-def launch_hub(width, dtype, position):
+def launch_shared(width, dtype, position):
     """Three layers with a bias each."""
 
     def run():
         with torch.device("meta"):
             memory, query = torch.empty(1, 8192, width, dtype=dtype), torch.empty(1, 128, width, dtype=dtype)
             lse, bias = torch.empty(1, 128), torch.empty(1, 8192)
-        layers = [HubLayer(query, query, lse, lse, bias, None, 0.1)] * 3
-        hub_backward(layers, memory, memory if position else None)
+        layers = [LayerRows(query, query, lse, lse, bias, None, 0.1)] * 3
+        memory_gradients(layers, memory, memory if position else None, position)
 
     return run
 
@@ -67,7 +66,7 @@ LAUNCHES = (
     | {f"bf16-{width}-plain": launch(width, BF16, PLAIN, mass=False) for width in (256, 512)}
     | {f"fp32-{width}": launch(width, FP32, EVERYTHING) for width in (64, 256)}
     | {"bf16-250": launch(250, BF16, EVERYTHING), "fp32-250": launch(250, FP32, EVERYTHING)}
-    | {"bf16-256-hub": launch_hub(256, BF16, True)}
+    | {"bf16-256-shared": launch_shared(256, BF16, True)}
 )
 
 
@@ -120,14 +119,15 @@ def test_sizes_do_not_specialise():
         assert all(signature == signatures[0] for signature in signatures)
 
 
-def test_the_hub_is_one_launch():
-    assert launched(launch_hub(256, BF16, False)) == ["memory_gradient"]
+def test_layers_of_a_shared_memory_are_one_launch():
+    assert launched(launch_shared(256, BF16, False)) == ["memory_gradient"]
 
 
 def test_a_gpu_picks_the_kernels_but_not_for_what_they_cannot_do():
     def chosen(width, dtype):
         tensor = torch.empty(1, 4, width, dtype=dtype, device="meta")
-        return choose_backend("attend_memory", None, "cuda", query=tensor, memory=tensor)
+        inputs = AttentionInputs(tensor, tensor, None, None, None, None, None, 1.0)
+        return choose_backend("attend_memory", None, "cuda", inputs=inputs)
 
     assert chosen(512, BF16) == chosen(1, FP32) == "triton"
     assert chosen(513, BF16) == chosen(64, torch.float64) == "reference"
@@ -234,7 +234,7 @@ def test_no_sync_captured_and_reproducible(names):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [BF16, FP32])
 @pytest.mark.parametrize("has_position", [False, True])
-def test_hub_is_the_sum_of_its_layers_on_a_gpu(dtype, has_position):
+def test_a_shared_gradient_is_the_sum_over_layers_on_a_gpu(dtype, has_position):
     batch, size, width, scale = 2, 1000, 256, 0.06
     memory = torch.randn(batch, size, width, device="cuda").to(dtype)
     position = torch.randn_like(memory) if has_position else None
@@ -243,16 +243,15 @@ def test_hub_is_the_sum_of_its_layers_on_a_gpu(dtype, has_position):
     for rows in (128, 30, 128):
         query, d_out = (torch.randn(batch, rows, width, device="cuda").to(dtype) for _ in range(2))
         bias = torch.randn(batch, size, device="cuda")
-        sides = (query, memory, position, bias, mask, None, None)
-        out, lse, _, _ = kernels.forward(*sides, scale, False, False)
-        layers.append(HubLayer(query, d_out, lse, (d_out.float() * out.float()).sum(-1), bias, mask, scale))
-        wide = (*(None if x is None else x.double() for x in sides[:4]), *sides[4:])
-        _, true_lse, _, probability = op.reference(*wide, scale, False, True)
-        _, *alone, _ = op.reference_backward(
-            d_out.double(), None, *wide, true_lse, probability, scale, False, True, has_position, False
-        )
-        sums = [total + part for total, part in zip(sums, alone, strict=False)]
-    found = hub_backward(layers, memory, position)
+        inputs = AttentionInputs(query, memory, position, bias, mask, None, None, scale)
+        out, lse, _, _ = forward(inputs)
+        layers.append(LayerRows(query, d_out, lse, (d_out.float() * out.float()).sum(-1), bias, mask, scale))
+        wide = AttentionInputs(*(None if x is None else x.double() for x in inputs[:4]), *inputs[4:])
+        _, true_lse, _, saved = reference(wide, False, True)
+        call = AttentionBackward(wide, d_out.double(), None, true_lse, saved, False, True, has_position, False)
+        _, *alone, _ = reference_backward(call)
+        sums = [total if part is None else total + part for total, part in zip(sums, alone, strict=True)]
+    found = memory_gradients(layers, memory, position, has_position)
     tolerance = 2e-2 if dtype == BF16 else 1e-4
     for got, want in zip(found, sums, strict=True):
         if got is not None:

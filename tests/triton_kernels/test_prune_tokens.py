@@ -1,9 +1,10 @@
-"""The Triton kernels of `prune_tokens`: what the heuristics choose, that all of it compiles, and results on a GPU."""
+"""The Triton kernels of `prune_tokens`: what the rules choose, that all of it compiles, and results on a GPU."""
 
 from __future__ import annotations
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,10 +12,10 @@ import torch
 
 pytest.importorskip("triton")
 
-from bridge_stg.triton_kernels.common import configs as heuristics
-from bridge_stg.triton_kernels.common import tuning
+from bridge_stg.triton_kernels.common import configs, tuning
 from bridge_stg.triton_kernels.common.nvtx import nvtx_range
 from bridge_stg.triton_kernels.prune_tokens import dense as kernels
+from bridge_stg.triton_kernels.prune_tokens.records import PruneBackward, ScoreOptions
 
 from bridge_stg.ops import prune_tokens
 from bridge_stg.ops.core.backends import choose_backend
@@ -32,12 +33,11 @@ def launch(batch, length, query_count, dtype, *, keep=None, backward=True, dense
         tokens = torch.empty(batch, length, width, device="meta", dtype=dtype)
         queries = torch.empty(batch, query_count, width, device="meta", dtype=dtype)
         mask = torch.empty(batch, length, device="meta", dtype=torch.bool)
-        options = ("cosine", reduce, 0.5)
-        kept, index, score, scores = kernels.forward(tokens, queries, keep or length // 4, *options, mask, True)
+        options = ScoreOptions("cosine", reduce, 0.5, masked=True)
+        kept, index, score, scores = kernels.forward(tokens, queries, keep or length // 4, options, mask, True)
         if backward:
-            grads = (torch.empty_like(kept), torch.empty_like(score), torch.empty_like(scores) if dense else None)
-            saved = (tokens, kept, index, score, scores, queries, length)
-            kernels.backward(*grads, *saved, *options, True, True, True)
+            call = PruneBackward(kept, score, kept, index, queries, length, options, True, True, score, tokens, scores)
+            kernels.backward(replace(call, grad_scores=scores if dense else None))
 
     return run
 
@@ -45,8 +45,8 @@ def launch(batch, length, query_count, dtype, *, keep=None, backward=True, dense
 FUSED, SPLIT = 512, 8  # segments
 LAUNCHES = {
     f"fused-{span}-q{query_count}-{name}": launch(FUSED, span, query_count, dtype, backward=False)
-    for span in heuristics.SELECT_SPANS
-    if span <= heuristics.FUSED_LENGTH
+    for span in configs.SELECT_SPANS
+    if span <= configs.FUSED_LENGTH
     for query_count, name, dtype in ((16, "bf16", BF16), (64, "bf16", BF16), (16, "fp32", FP32), (64, "fp32", FP32))
 } | {
     "split-256-q16-bf16": launch(SPLIT, 256, 16, BF16),
@@ -111,11 +111,10 @@ def test_frozen_sides_are_skipped():
     def run(need_tokens, need_queries, score_gradient=True):
         kept, queries = torch.empty(4, 16, 64, device="meta"), torch.empty(4, 2, 64, device="meta")
         index, score = torch.empty(4, 16, device="meta", dtype=torch.int64), torch.empty(4, 16, device="meta")
-        grad_score = torch.empty_like(score) if score_gradient else None
-        saved = (None, kept, index, score, score[:0], queries, 99)
-        return lambda: kernels.backward(
-            torch.empty_like(kept), grad_score, None, *saved, "dot", "max", 1.0, False, need_tokens, need_queries
-        )
+        grad_score = score if score_gradient else None
+        needs = (need_tokens, need_queries)
+        call = PruneBackward(kept, grad_score, kept, index, queries, 99, ScoreOptions(), *needs, score)
+        return lambda: kernels.backward(call)
 
     assert launched(run(False, True)) == ["coefficient_kernel", "query_kernel"]
     assert launched(run(True, False)) == ["coefficient_kernel", "token_kernel"]
@@ -124,17 +123,17 @@ def test_frozen_sides_are_skipped():
 
 def test_tuned_table_overrules(tmp_path, monkeypatch):
     tokens, queries = torch.empty(8, 196, 1024, dtype=BF16), torch.empty(8, 5, 1024, dtype=BF16)
-    key = heuristics.tuned_key("prune_tokens", (9, 0), BF16, 8, 196, 1024, 5)
+    key = configs.tuned_key("prune_tokens", (9, 0), BF16, 8, 196, 1024, 5)
     assert key == "prune_tokens/sm_90/bfloat16/B8-N256-D1024-Q8"
-    before = heuristics.choose_config("prune_tokens", tokens, queries, 8, 196)
+    before = configs.choose_config("prune_tokens", tokens, queries, 8, 196)
     assert not before.fused and before.block_n == 32
     table = tmp_path / "tuned.json"
     table.write_text(json.dumps({key: {"block_n": 128, "num_warps": 8, "fused": True}}))
     monkeypatch.setenv("BRIDGE_STG_TUNED", str(table))
-    after = heuristics.choose_config("prune_tokens", tokens, queries, 8, 196)
+    after = configs.choose_config("prune_tokens", tokens, queries, 8, 196)
     assert (after.block_n, after.num_warps, after.fused, after.block_d) == (128, 8, True, before.block_d)
     # What was never held by one program is not fused, whatever a table says.
-    assert not heuristics.choose_config("prune_tokens", tokens, queries, 8, 2000).fused
+    assert not configs.choose_config("prune_tokens", tokens, queries, 8, 2000).fused
 
 
 def test_ranges_cost_nothing_unless_asked_for(monkeypatch):
@@ -154,7 +153,7 @@ def test_tune_writes_what_choose_config_reads(tmp_path, monkeypatch):
     tuning.tune("prune_tokens", tmp_path / "tuned.json", ((8, 196, 256, 8),))
     monkeypatch.setenv("BRIDGE_STG_TUNED", str(tmp_path / "tuned.json"))
     tokens, queries = (torch.randn(8, n, 256, device="cuda", dtype=BF16) for n in (196, 8))
-    chosen = heuristics.choose_config("prune_tokens", tokens, queries, 8, 196)
+    chosen = configs.choose_config("prune_tokens", tokens, queries, 8, 196)
     for fields in json.loads((tmp_path / "tuned.json").read_text()).values():
         assert {name: getattr(chosen, name) for name in fields} == fields
     found, expected = (prune_tokens(tokens, queries, 49, backend=name) for name in ("triton", "reference"))

@@ -1,4 +1,4 @@
-"""The Triton kernels of `prune_tokens_varlen`: that all the heuristics can choose compiles, and results on a GPU."""
+"""The Triton kernels of `prune_tokens_varlen`: that all that the rules can choose compiles, and results on a GPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from bridge_stg.triton_kernels.prune_tokens import varlen as kernels
+from bridge_stg.triton_kernels.prune_tokens.records import PruneBackward, ScoreOptions
 
 from bridge_stg.ops import prune_tokens_varlen
 
@@ -32,11 +33,11 @@ def launch(segments, length, query_count, dtype, policy, *, backward=True, reduc
         budget = torch.empty(
             () if policy == "per_clip" else segments, device="meta", dtype=torch.int64 if counts else torch.float64
         )
-        options = ("cosine", reduce, 0.5)
-        packed, index, score, *_ = kernels.forward(tokens, cu_seqlens, queries, budget, policy, rows // 4, *options)
+        options = ScoreOptions("cosine", reduce, 0.5)
+        packed, index, score, *_ = kernels.forward(tokens, cu_seqlens, queries, budget, policy, rows // 4, options)
         if backward:
-            grads = (torch.empty_like(packed), torch.empty_like(score))
-            kernels.backward(*grads, packed, index, cu_seqlens, queries, rows, *options, True, True)
+            saved = (packed, index, queries, rows)
+            kernels.backward(PruneBackward(packed, score, *saved, options, True, True, cu_seqlens=cu_seqlens))
 
     return run
 

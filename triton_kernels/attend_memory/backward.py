@@ -1,4 +1,4 @@
-"""`attend_memory` in Triton: gradients of the query and the bias, over splits of the keys that are summed in order."""
+"""`attend_memory` in Triton: the backward; d query and d bias over splits of the keys that are summed in order."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.configs import multiprocessors
-from .merge import merge_splits, sum_places
-from .tiles import (
+from ..common.nvtx import nvtx_range
+from .forward import forward
+from .loads import (
     LOG2E,
     SIDES,
     SIZES,
     find_keys,
-    is_plain,
+    kernel_inputs,
     key_arguments,
     key_range,
     load_keys,
@@ -22,18 +23,18 @@ from .tiles import (
     load_rows,
     load_windows,
     loop_bound,
-    padded_width,
-    query_tile,
-    split_keys,
-    widened,
 )
+from .merge import merge_splits, sum_places
+from .records import AttentionBackward, AttentionInputs
+from .shared_backward import LayerRows, memory_gradients
+from .tiles import padded_width, query_tile, split_keys
 
 
 @triton.jit(do_not_specialize=["rows"])
 def attend_memory_delta(
     delta, d_out, out, d_lse, rows, WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr
 ):
-    """delta [rows] = rowsum(d_out * out) - d_lse for contiguous rows [rows, C]."""
+    """Compute delta [rows] = rowsum(d_out * out) - d_lse for contiguous rows [rows, C]."""
     row = tl.program_id(0).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     column = tl.arange(0, BLOCK_C)
     place = row[:, None] * WIDTH + column[None, :]
@@ -53,7 +54,7 @@ def attend_memory_query_gradient(
     scale, M, R, K, splits, split_size,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One row tile over one split: d query [B, splits, R, C] of that part, and d bias [B, row tiles, K] where wanted.
+    """Differentiate one tile of rows over one split: d query [B, splits, R, C], and d bias [B, row tiles, K] if wanted.
 
     query and d_out [B, R, C] are contiguous. With BLOCK_D < BLOCK_C the second grid axis walks over columns of d query.
     """
@@ -120,7 +121,39 @@ def attend_memory_query_gradient(
     tl.store(d_query + offset, (total * scale).to(d_query.dtype.element_ty), mask=mask)
 
 
-def row_delta(d_out: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
+@nvtx_range("bridge_stg.attend_memory_backward")
+def backward(call: AttentionBackward) -> tuple[Tensor | None, ...]:
+    """Gradients of query, memory, position and bias, None for one that is not needed.
+
+    The forward runs again where its output was not saved.
+    """
+    inputs = call.inputs
+    if call.saved.dim() != 3:
+        call = call._replace(saved=forward(inputs)[0])
+    d_query, d_bias, rows = layer_backward(call)
+    d_memory = d_position = None
+    if call.need_memory or call.need_position:
+        d_memory, d_position = memory_gradients(
+            [rows], inputs.memory, inputs.position, call.need_position, inputs.index, inputs.window
+        )
+    return d_query, d_memory if call.need_memory else None, d_position, d_bias
+
+
+def layer_backward(call: AttentionBackward) -> tuple[Tensor | None, Tensor | None, LayerRows]:
+    """Gradients of query and bias where needed, and what `memory_gradients` takes of this call."""
+    inputs = kernel_inputs(call.inputs)
+    query = inputs.query
+    d_out = torch.zeros_like(query) if call.grad_out is None else call.grad_out.to(query.dtype).contiguous()
+    with torch.cuda.device_of(query):
+        delta = _row_delta(d_out, call.saved, call.grad_lse)
+        rows = LayerRows(query, d_out, call.lse, delta, inputs.bias, inputs.key_mask, inputs.scale)
+        d_query = d_bias = None
+        if call.need_query or call.need_bias:
+            d_query, d_bias = _query_gradients(inputs, rows, call.need_bias)
+    return d_query.to(call.inputs.query.dtype) if d_query is not None and call.need_query else None, d_bias, rows
+
+
+def _row_delta(d_out: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
     """rowsum(d_out * out) - d_lse, [B, R] float32, for contiguous d_out [B, R, C]."""
     batch, rows, width = d_out.shape
     delta = d_out.new_empty((batch, rows), dtype=torch.float32)
@@ -133,46 +166,28 @@ def row_delta(d_out: Tensor, out: Tensor, d_lse: Tensor | None) -> Tensor:
     return delta
 
 
-def query_gradients(
-    query: Tensor,
-    d_out: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    scale: float,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor]:
-    """d query [B, R, C], and d bias [B, M] or an empty tensor; query and d_out are contiguous."""
-    if (wide := widened(query, d_out, memory, position)) is not None:
-        d_query, d_bias = query_gradients(
-            wide[0], wide[1], lse, delta, wide[2], wide[3], bias, key_mask, index, window, scale, need_bias
-        )
-        return d_query.to(query.dtype), d_bias
+def _query_gradients(inputs: AttentionInputs, layer: LayerRows, need_bias: bool) -> tuple[Tensor, Tensor | None]:
+    """d query [B, R, C], and d bias [B, M] where it is needed."""
+    query, bias = inputs.query, inputs.bias
     batch, rows, width = query.shape
-    keys = memory.shape[1] if index is None else index.shape[1]
-    tensors, strides = key_arguments(memory, position, bias, key_mask, index, window)
-    tile = query_tile(rows, width, query.element_size(), is_plain(position, index, window))
-    row_tiles, padded = triton.cdiv(rows, tile.rows), padded_width(width)
-    chunks = padded // tile.columns
-    splits, size = split_keys(batch * row_tiles * chunks, keys, tile.keys, multiprocessors(query.device))
+    keys, size = inputs.key_count, inputs.memory.shape[1]
+    tile = query_tile(inputs)
+    row_tiles, options = triton.cdiv(rows, tile.rows), tile.options(width)
+    chunks = options["BLOCK_C"] // tile.columns
+    splits, length = split_keys(batch * row_tiles * chunks, keys, tile.keys, multiprocessors(query.device))
     d_query = torch.empty_like(query)
-    parts = d_query if splits == 1 else delta.new_empty((batch, splits, rows, width))
-    share = delta.new_empty((batch, row_tiles, keys)) if need_bias else None
+    parts = d_query if splits == 1 else layer.delta.new_empty((batch, splits, rows, width))
+    share = layer.delta.new_empty((batch, row_tiles, keys)) if need_bias else None
     if query.numel():
         attend_memory_query_gradient[batch * splits * row_tiles, chunks](
-            parts, share, query, d_out, lse, delta, *tensors, *strides,
-            scale, memory.shape[1], rows, keys, splits, size, WIDTH=width, BLOCK_C=padded, **tile.options(),
+            parts, share, query, layer.d_out, layer.lse, layer.delta, *key_arguments(inputs),
+            inputs.scale, size, rows, keys, splits, length, **options,
         )  # fmt: skip
         if splits > 1:
             merge_splits(d_query, None, parts, None)
     if share is None or bias is None:
-        return d_query, query.new_empty(0)
+        return d_query, None
     d_bias = share.sum(dim=1)
-    if index is not None:
-        return d_query, sum_places(d_bias[:, :, None], index, memory.shape[1], bias.dtype)[:, :, 0]
+    if inputs.index is not None:
+        return d_query, sum_places(d_bias[:, :, None], inputs.index, size, bias.dtype)[:, :, 0]
     return d_query, d_bias.to(bias.dtype)

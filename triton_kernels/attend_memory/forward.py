@@ -1,7 +1,7 @@
-"""`attend_memory` in Triton: the forward over splits of the keys, the attention mass, and their launchers.
+"""`attend_memory` in Triton: the forward over splits of the keys, and the attention mass.
 
-One program holds a tile of packed rows (heads x queries) and reads its part of the keys once, as keys and as values.
-Parts are merged by their log-sum-exp in a fixed order. Nothing is stashed for the backward, which takes the
+A program holds a tile of packed rows (heads x queries) and reads its part of the keys once, as keys and as values.
+The parts are merged by their log-sum-exp in a fixed order. Nothing is kept for the backward, which computes the
 probabilities again from `lse`.
 """
 
@@ -14,28 +14,23 @@ from torch import Tensor
 
 from ..common.configs import multiprocessors
 from ..common.nvtx import nvtx_range
-from .backward import query_gradients, row_delta
-from .merge import merge_splits, sum_places
-from .shared_backward import HubLayer, memory_gradients
-from .tiles import (
+from .loads import (
     LN2,
     LOG2E,
     SIDES,
     SIZES,
     find_keys,
-    forward_tile,
-    is_plain,
+    kernel_inputs,
     key_arguments,
     key_range,
     load_keys,
     load_rows,
     load_windows,
     loop_bound,
-    mass_tile,
-    padded_width,
-    split_keys,
-    widened,
 )
+from .merge import merge_splits, sum_places
+from .records import AttentionInputs
+from .tiles import forward_tile, mass_tile, split_keys
 
 
 @triton.jit(do_not_specialize=SIZES + SIDES)
@@ -46,7 +41,7 @@ def attend_memory_forward(
     scale, M, R, K, splits, split_size,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One row tile over one split: out [B, splits, R, C] and lse [B, splits, R] of that part.
+    """Attend from one tile of rows to one split of the keys: out [B, splits, R, C] and lse [B, splits, R] of that part.
 
     query [B, R, C] is contiguous. With BLOCK_D < BLOCK_C the second grid axis walks over columns of the output, and
     the scores are summed over chunks of BLOCK_D columns.
@@ -119,7 +114,7 @@ def attend_memory_mass(
     scale, M, R, K,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One key tile over all rows: mass [B, K], the sum of the probabilities of each key."""
+    """Sum the probabilities of one tile of keys over all rows: mass [B, K]."""
     key_tiles = tl.cdiv(K, BLOCK_K)
     batch = (tl.program_id(0) // key_tiles).to(tl.int64)
     place = tl.program_id(0) % key_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -153,117 +148,49 @@ def attend_memory_mass(
 
 @nvtx_range("bridge_stg.attend_memory")
 def forward(
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    scale: float,
-    return_mass: bool,
-    stash: bool,
+    inputs: AttentionInputs, return_mass: bool = False, stash: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(out [B, R, C], lse [B, R] float32, mass [B, M] float32 or empty, an empty tensor): nothing is stashed.
 
     A query that is not contiguous is copied; memory and position are read by their strides.
     """
-    if (wide := widened(query, memory, position)) is not None:
-        out, lse, mass, none = forward(
-            wide[0], wide[1], wide[2], bias, key_mask, index, window, scale, return_mass, stash
-        )
-        return out.to(query.dtype), lse, mass, none
-    batch, rows, width = query.shape
-    keys = memory.shape[1] if index is None else index.shape[1]
-    query = query.contiguous()
-    out = torch.empty_like(query)
-    lse = query.new_empty((batch, rows), dtype=torch.float32)
-    empty = lse.new_empty(0)
-    mass = (
-        lse.new_zeros((batch, memory.shape[1])) if return_mass else lse.new_empty(0)
-    )  # no two outputs may be one tensor
-    if query.numel() == 0:
-        return out, lse.fill_(-torch.inf), mass, empty
-    tensors, strides = key_arguments(memory, position, bias, key_mask, index, window)
-    tile = forward_tile(rows, width, query.element_size(), is_plain(position, index, window))
-    row_tiles, padded = triton.cdiv(rows, tile.rows), padded_width(width)
-    with torch.cuda.device_of(query):
-        chunks = padded // tile.columns
-        programs = batch * row_tiles * chunks
-        splits, size = split_keys(programs, keys, tile.keys, multiprocessors(query.device))
-        parts, part_lse = out, lse
-        if splits > 1:
-            parts = lse.new_empty((batch, splits, rows, width))
-            part_lse = lse.new_empty((batch, splits, rows))
-        attend_memory_forward[batch * splits * row_tiles, chunks](
-            parts, part_lse, query, *tensors, *strides, scale, memory.shape[1], rows, keys, splits, size,
-            WIDTH=width, BLOCK_C=padded, **tile.options(),
-        )  # fmt: skip
-        if splits > 1:
-            merge_splits(out, lse, parts, part_lse)
-        if return_mass and keys:
-            mass = _mass(query, lse, memory, index, tensors, strides, scale)
-    return out, lse, mass, empty
+    dtype, inputs = inputs.query.dtype, kernel_inputs(inputs)
+    batch, rows, width = inputs.query.shape
+    out = torch.empty_like(inputs.query)
+    lse = out.new_empty((batch, rows), dtype=torch.float32)
+    if out.numel():
+        tile = forward_tile(inputs)
+        row_tiles = triton.cdiv(rows, tile.rows)
+        with torch.cuda.device_of(out):
+            options = tile.options(width)
+            chunks = options["BLOCK_C"] // tile.columns
+            processors = multiprocessors(out.device)
+            splits, size = split_keys(batch * row_tiles * chunks, inputs.key_count, tile.keys, processors)
+            parts, part_lse = out, lse
+            if splits > 1:
+                parts, part_lse = lse.new_empty((batch, splits, rows, width)), lse.new_empty((batch, splits, rows))
+            attend_memory_forward[batch * splits * row_tiles, chunks](
+                parts, part_lse, inputs.query, *key_arguments(inputs),
+                inputs.scale, inputs.memory.shape[1], rows, inputs.key_count, splits, size, **options,
+            )  # fmt: skip
+            if splits > 1:
+                merge_splits(out, lse, parts, part_lse)
+    else:
+        lse.fill_(-torch.inf)
+    mass = attention_mass(inputs, lse) if return_mass else lse.new_empty(0)
+    return out.to(dtype), lse, mass, lse.new_empty(0)  # no two outputs may be one tensor
 
 
-def _mass(
-    query: Tensor,
-    lse: Tensor,
-    memory: Tensor,
-    index: Tensor | None,
-    tensors: tuple[Tensor | None, ...],
-    strides: tuple[int, ...],
-    scale: float,
-) -> Tensor:
-    batch, rows, width = query.shape
-    keys = memory.shape[1] if index is None else index.shape[1]
+def attention_mass(inputs: AttentionInputs, lse: Tensor) -> Tensor:
+    """The mass [B, M] float32 of each row of the memory, from the lse [B, R] of the forward."""
+    batch, rows, width = inputs.query.shape
+    size, keys = inputs.memory.shape[1], inputs.key_count
+    if inputs.query.numel() == 0 or keys == 0:
+        return lse.new_zeros((batch, size))
     mass = lse.new_empty((batch, keys))
-    tile = mass_tile(width, query.element_size())
-    attend_memory_mass[(batch * triton.cdiv(keys, tile.keys),)](
-        mass, query, lse, *tensors, *strides, scale, memory.shape[1], rows, keys,
-        WIDTH=width, BLOCK_C=padded_width(width), **tile.options(),
-    )  # fmt: skip
-    return mass if index is None else sum_places(mass[:, :, None], index, memory.shape[1], mass.dtype)[:, :, 0]
-
-
-@nvtx_range("bridge_stg.attend_memory_backward")
-def backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    lse: Tensor,
-    saved: Tensor,
-    scale: float,
-    need_query: bool,
-    need_memory: bool,
-    need_position: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, memory, position and bias; an empty tensor for one that is not needed.
-
-    Args:
-        saved: out [B, R, C] of the forward; where it is empty, the forward runs again.
-    """
-    if saved.dim() != 3:
-        saved = forward(query, memory, position, bias, key_mask, index, window, scale, False, False)[0]
-    query = query.contiguous()
-    d_out = torch.zeros_like(query) if grad_out is None else grad_out.contiguous()
-    d_query, d_memory, d_position, d_bias = (query.new_empty(0) for _ in range(4))
-    with torch.cuda.device_of(query):
-        delta = row_delta(d_out, saved, grad_lse)
-        if need_query or need_bias:
-            d_query, d_bias = query_gradients(
-                query, d_out, lse, delta, memory, position, bias, key_mask, index, window, scale, need_bias
-            )
-        if need_memory or need_position:
-            layer = HubLayer(query, d_out, lse, delta, bias, key_mask, scale)
-            d_memory, offset = memory_gradients([layer], memory, position, index, window, need_position)
-            d_position = d_position if offset is None else offset
-    d_query = d_query if need_query else query.new_empty(0)
-    return d_query, d_memory if need_memory else query.new_empty(0), d_position, d_bias
+    tile = mass_tile(inputs)
+    with torch.cuda.device_of(mass):
+        attend_memory_mass[(batch * triton.cdiv(keys, tile.keys),)](
+            mass, inputs.query, lse, *key_arguments(inputs), inputs.scale, size, rows, keys, **tile.options(width)
+        )
+        return mass if inputs.index is None else sum_places(mass[:, :, None], inputs.index, size, mass.dtype)[:, :, 0]

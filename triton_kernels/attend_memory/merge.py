@@ -1,4 +1,4 @@
-"""Sums of `attend_memory` in a fixed order: of the splits of a row, and of the places in `index` that name a row."""
+"""Sums of `attend_memory` in Triton, in a fixed order: over the splits of a row, and over places of `index`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import MOST_SPLITS, loop_bound, padded_width
+from .loads import loop_bound
+from .tiles import MOST_SPLITS, padded_width
 
 
 @triton.jit(do_not_specialize=["R", "splits"])
@@ -15,7 +16,7 @@ def attend_memory_merge(
     out, lse, parts, part_lse, R, splits,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, MOST_SPLITS: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
-    """One row: the parts [B, splits, R, C] summed in order, weighted by their lse where that is given."""
+    """Sum the parts [B, splits, R, C] of one row in order, weighted by their lse where that is given."""
     program = tl.program_id(0).to(tl.int64)  # of B x R
     first = program // R * splits * R + program % R
     column = tl.arange(0, BLOCK_C)
@@ -46,7 +47,7 @@ def attend_memory_merge(
 def attend_memory_sum_places(
     total, values, order, begins, M, K, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    """Rows [B, M, C], each the sum of values [B, K, C] at its places order[begins[row]:begins[row + 1]]."""
+    """Sum values [B, K, C] into rows [B, M, C]: a row gets those at its places order[begins[row]:begins[row + 1]]."""
     tiles = tl.cdiv(M, BLOCK_M)
     batch = (tl.program_id(0) // tiles).to(tl.int64)
     row = tl.program_id(0) % tiles * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -64,7 +65,7 @@ def attend_memory_sum_places(
 
 
 def merge_splits(out: Tensor, lse: Tensor | None, parts: Tensor, part_lse: Tensor | None) -> None:
-    """Write out [B, R, C] and lse [B, R]: parts [B, splits, R, C] merged by their lse, or only added without one."""
+    """Write out [B, R, C] and lse [B, R] from parts [B, splits, R, C]: weighted by their lse, or added without one."""
     batch, splits, rows, width = parts.shape
     attend_memory_merge[(batch * rows,)](
         out, lse, parts, part_lse, rows, splits,
@@ -73,7 +74,7 @@ def merge_splits(out: Tensor, lse: Tensor | None, parts: Tensor, part_lse: Tenso
 
 
 def sum_places(values: Tensor, index: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
-    """Add values [B, K, C] float32 into [B, rows, C] of `dtype` at `index`; what lies outside is dropped."""
+    """Add values [B, K, C] float32 into [B, rows, C] of `dtype` at `index`; an index outside is dropped."""
     batch, keys, width = values.shape
     total = values.new_empty((batch, rows, width), dtype=dtype)
     if total.numel() == 0:

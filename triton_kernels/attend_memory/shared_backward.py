@@ -15,26 +15,25 @@ import triton.language as tl
 from torch import Tensor
 
 from ..common.nvtx import nvtx_range
-from .merge import sum_places
-from .tiles import (
+from .loads import (
     LOG2E,
     SIDES,
     find_keys,
-    is_plain,
+    kernel_inputs,
     key_arguments,
     load_keys,
     load_levels,
     load_rows,
     load_windows,
     loop_bound,
-    memory_tile,
-    padded_width,
-    widened,
 )
+from .merge import sum_places
+from .records import AttentionInputs
+from .tiles import memory_tile
 
 
-class HubLayer(NamedTuple):
-    """What a layer that attended to the memory leaves for its gradient.
+class LayerRows(NamedTuple):
+    """What one layer adds to the gradient of the memory that it attended to.
 
     Attributes:
         query, d_out: [B, R, C] in the dtype of the memory.
@@ -63,7 +62,7 @@ def attend_memory_memory_gradient(
     bias_l, M, R, K,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One key tile over all rows: d memory [B, K, C], and d position [B, K, C] where wanted.
+    """Differentiate one tile of keys over all rows: d memory [B, K, C] and, if wanted, d position [B, K, C].
 
     query and d_out [B, R, C], lse and delta [B, R] are contiguous, scale [R] and layer [R] belong to a row; the bias
     of a row is bias + layer * bias_l. With BLOCK_D < BLOCK_C the second grid axis walks over columns of the output.
@@ -137,98 +136,82 @@ def attend_memory_memory_gradient(
     tl.store(d_memory + output, total.to(d_memory.dtype.element_ty), mask=mask)
 
 
-@nvtx_range("bridge_stg.attend_memory_hub")
-def hub_backward(
-    layers: Sequence[HubLayer], memory: Tensor, position: Tensor | None, need_position: bool = True
+@nvtx_range("bridge_stg.attend_memory_shared_backward")
+def memory_gradients(
+    layers: Sequence[LayerRows],
+    memory: Tensor,
+    position: Tensor | None,
+    need_position: bool,
+    index: Tensor | None = None,
+    window: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """d memory [B, M, C], and d position where a position is given and its gradient is needed: sums over layers.
+    """d memory [B, M, C] and, where it is needed, d position: sums over layers.
 
     Args:
         layers: at least one; their rows may differ in number, their bias and key_mask too.
         memory: [B, M, C], by its strides.
         position: [B, M, C] or None.
+        need_position: whether to compute the gradient of the position.
+        index, window: as in `AttentionInputs`; the window is that of the packed rows of all layers.
     """
-    with torch.cuda.device_of(memory):
-        return memory_gradients(layers, memory, position, None, None, need_position and position is not None)
-
-
-def memory_gradients(
-    layers: Sequence[HubLayer],
-    memory: Tensor,
-    position: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    need_position: bool,
-) -> tuple[Tensor, Tensor | None]:
-    """As `hub_backward`, for layers that share one `index` and one `window` over their packed rows."""
-    if (wide := widened(memory, position)) is not None:
-        layers = [layer._replace(query=layer.query.float(), d_out=layer.d_out.float()) for layer in layers]
-        grads = memory_gradients(layers, wide[0], wide[1], index, window, need_position)
-        return grads[0].to(memory.dtype), None if grads[1] is None else grads[1].to(memory.dtype)
     batch, size, width = memory.shape
-    keys = size if index is None else index.shape[1]
     query, d_out, lse, delta = (_pack(parts) for parts in zip(*(layer[:4] for layer in layers), strict=True))
-    rows = query.shape[1]
-    bias, key_mask = _sides(layers)
-    dtype = memory.dtype if index is None else torch.float32
-    d_memory = query.new_empty((batch, keys, width), dtype=dtype)
+    bias, mask = _sides(layers)
+    one_bias = None if bias is None else bias[0]
+    inputs = kernel_inputs(AttentionInputs(query, memory, position, one_bias, mask, index, window, scale=0.0))
+    keys, rows = inputs.key_count, query.shape[1]
+    d_memory = query.new_empty((batch, keys, width), dtype=inputs.memory.dtype if index is None else torch.float32)
     d_position = torch.empty_like(d_memory) if need_position else None
-    if d_memory.numel():
-        tile = memory_tile(width, memory.element_size(), is_plain(position, index, window))
-        number = None if bias is None else _per_row(layers, range(len(layers)), torch.int32)
-        scale = _per_row(layers, [layer.scale for layer in layers], torch.float32)
-        tensors, strides = key_arguments(memory, position, None if bias is None else bias[0], key_mask, index, window)
-        padded = padded_width(width)
-        attend_memory_memory_gradient[batch * triton.cdiv(keys, tile.keys), padded // tile.columns](
-            d_memory, d_position, query, d_out, lse, delta, scale, number, *tensors, *strides,
-            0 if bias is None else bias.stride(0), size, rows, keys,
-            WIDTH=width, BLOCK_C=padded, **tile.options(),
-        )  # fmt: skip
-    if index is not None:
-        d_memory = sum_places(d_memory, index, size, memory.dtype)
-        d_position = None if d_position is None else sum_places(d_position, index, size, memory.dtype)
-    return d_memory, d_position
+    with torch.cuda.device_of(memory):
+        if d_memory.numel():
+            tile = memory_tile(inputs)
+            options = tile.options(width)
+            number = None if bias is None else _per_row(layers, range(len(layers)), torch.int32)
+            scale = _per_row(layers, [layer.scale for layer in layers], torch.float32)
+            attend_memory_memory_gradient[batch * triton.cdiv(keys, tile.keys), options["BLOCK_C"] // tile.columns](
+                d_memory, d_position, inputs.query, d_out.to(inputs.query.dtype), lse, delta, scale, number,
+                *key_arguments(inputs), 0 if bias is None else bias.stride(0), size, rows, keys, **options,
+            )  # fmt: skip
+        if index is not None:
+            d_memory = sum_places(d_memory, index, size, memory.dtype)
+            d_position = None if d_position is None else sum_places(d_position, index, size, memory.dtype)
+    return d_memory.to(memory.dtype), None if d_position is None else d_position.to(memory.dtype)
 
 
 def _pack(parts: Sequence[Tensor]) -> Tensor:
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(tuple(parts), dim=1)
 
 
-def _per_row(layers: Sequence[HubLayer], values: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """The value of its layer for each packed row, [R]; filled on the device."""
-    device = layers[0].query.device
+def _per_row(layers: Sequence[LayerRows], values: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """For each packed row the value of its layer: [R], filled on the device."""
+    counts = [layer.query.shape[1] for layer in layers]
     if len(set(values)) == 1:
-        return torch.full((sum(layer.query.shape[1] for layer in layers),), values[0], dtype=dtype, device=device)
-    parts = [
-        torch.full((layer.query.shape[1],), value, dtype=dtype, device=device)
-        for layer, value in zip(layers, values, strict=True)
-    ]
-    return torch.cat(parts)
+        counts, values = [sum(counts)], values[:1]
+    device = layers[0].query.device
+    parts = [torch.full((n,), x, dtype=dtype, device=device) for n, x in zip(counts, values, strict=True)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _sides(layers: Sequence[HubLayer]) -> tuple[Tensor | None, Tensor | None]:
+def _sides(layers: Sequence[LayerRows]) -> tuple[Tensor | None, Tensor | None]:
     """bias [layers, B, M] and key_mask [B, M] of all layers; masks that differ between layers go into the bias."""
     mask = layers[0].key_mask
-    if all(layer.key_mask is mask for layer in layers):
-        if all(layer.bias is None for layer in layers):
-            return None, mask
-        if len(layers) == 1:
-            return None if layers[0].bias is None else layers[0].bias[None], mask
-        folded = [layer.bias for layer in layers]
-    else:
-        mask = None
-        folded = [_mask_bias(layer) for layer in layers]
-    batch, size = next(bias.shape for bias in folded if bias is not None)
-    device = layers[0].query.device
-    total = torch.zeros((len(layers), batch, size), dtype=torch.float32, device=device)
-    for number, bias in enumerate(folded):
+    biases = [layer.bias for layer in layers]
+    if any(layer.key_mask is not mask for layer in layers):
+        mask, biases = None, [_mask_bias(layer) for layer in layers]
+    given = [bias for bias in biases if bias is not None]
+    if not given:
+        return None, mask
+    if len(layers) == 1:
+        return given[0][None], mask
+    total = torch.zeros((len(layers), *given[0].shape), dtype=torch.float32, device=given[0].device)
+    for number, bias in enumerate(biases):
         if bias is not None:
             total[number] = bias
     return total, mask
 
 
-def _mask_bias(layer: HubLayer) -> Tensor | None:
+def _mask_bias(layer: LayerRows) -> Tensor | None:
+    """The bias of a layer, -inf where its mask hides a key."""
     if layer.key_mask is None:
         return layer.bias
-    bias = 0.0 if layer.bias is None else layer.bias.float()
-    return torch.where(layer.key_mask, bias, -torch.inf)
+    return torch.where(layer.key_mask, 0.0 if layer.bias is None else layer.bias.float(), -torch.inf)

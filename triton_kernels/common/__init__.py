@@ -1,1 +1,1 @@
-"""What all kernels share: configurations, tuning, NVTX ranges."""
+"""What all kernels share: configurations, tuning and NVTX ranges."""

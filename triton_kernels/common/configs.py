@@ -1,7 +1,7 @@
-"""Which configuration a call runs with: plain Python on shapes and dtypes, overruled by tuned tables.
+"""The configuration that the kernels of a call run with: rules on shapes and dtypes, overruled by tuned tables.
 
-A tuned table is JSON, `{key: {"block_n": 64, ...}}`, with the keys of `tuned_key`. The shipped ones are
-`tuned/<op>.json`; `bridge-stg tune` writes one to a file of the user's, which BRIDGE_STG_TUNED names.
+A tuned table is JSON, `{key: {"block_n": 64, ...}}`, with the keys of `tuned_key`. The package ships `tuned/<op>.json`;
+`bridge-stg tune` writes a table to a file of the user's, which BRIDGE_STG_TUNED names.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 import triton
 from torch import Tensor
 
-# Where no GPU can be asked (tests): an H100.
+# An H100, for tensors that are not on a GPU (tests).
 DEFAULT_MULTIPROCESSORS = 132
 DEFAULT_CAPABILITY = (9, 0)
 
-# Longest segment that one program scores and selects by itself, and the longest whose keys a program holds at once.
+# Longest segment that one program scores and selects by itself, and how many keys a program may hold at once.
 FUSED_LENGTH = 1024
 SELECT_SPANS = (256, 1024, 4096)
 
@@ -32,15 +32,15 @@ _OVERRULED: dict[str, Any] = {}
 
 @dataclass(frozen=True)
 class Config:
-    """How the kernels of one call are cut.
+    """Tile sizes and launch options of the kernels of one call.
 
     Attributes:
         block_n: tokens of a tile.
         block_q: queries of a tile; more queries go in several rounds.
         block_d: width of a step along the tokens.
         num_warps, num_stages: as in Triton.
-        registers: most a thread may use. Left to itself, ptxas spills a value or two for one more warp.
-        fused: whether one program does a whole segment, in one launch.
+        registers: most that a thread may use. Without this limit ptxas spills a value or two for one more warp.
+        fused: whether one program scores, selects and copies a whole segment, in one launch.
     """
 
     block_n: int
@@ -51,17 +51,13 @@ class Config:
     registers: int = 128
     fused: bool = False
 
-    def launch(self) -> dict[str, int]:
-        """The options of a launch."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages, "maxnreg": self.registers}
-
 
 def choose_config(op: str, tokens: Tensor, queries: Tensor, segments: int, length: int) -> Config:
     """The configuration of a call of `op`: from the tuned tables, or by rule.
 
     Args:
-        segments: how many there are.
-        length: tokens of each; of packed segments the mean.
+        segments: number of segments.
+        length: tokens of each segment; the mean for packed ones.
     """
     width, query_count = tokens.shape[-1], queries.shape[1]
     fused = op == "prune_tokens" and length <= FUSED_LENGTH and segments >= multiprocessors(tokens.device)
@@ -74,7 +70,7 @@ def choose_config(op: str, tokens: Tensor, queries: Tensor, segments: int, lengt
 
 @contextmanager
 def overruled(fields: Mapping[str, Any]) -> Iterator[None]:
-    """In this block every configuration has these fields; for tuning, and for tests of what it may find."""
+    """A block in which every configuration has these fields; tuning uses it, and tests of what tuning may find."""
     before = dict(_OVERRULED)
     _OVERRULED.update(fields)
     try:
@@ -85,24 +81,38 @@ def overruled(fields: Mapping[str, Any]) -> Iterator[None]:
 
 
 def score_config(tokens: Tensor, queries: Tensor) -> Config:
-    """The configuration by rule. Found by compiling: none of its kernels spills on sm_80, sm_90 or sm_100."""
+    """The configuration that the rules give. The kernels compiled with it do not spill on sm_80, sm_90 or sm_100."""
     few = queries.shape[1] <= 16
     registers = 168 if few else 255
     if upcasts(tokens, queries):
-        # Two stages of unaligned float32 hold a pointer an element: they spill.
+        # Two stages of unaligned float32 keep a pointer for each element, and spill.
         return Config(32, 16 if few else 32, 32, num_warps=4, num_stages=1, registers=registers)
     step = 64 if few and aligned(tokens, queries) else 32
     return Config(64, 16 if few else 64, step, num_warps=8, num_stages=3, registers=registers)
 
 
 def gradient_config(kept: Tensor, queries: Tensor) -> Config:
-    """The configuration of the backward kernels, by rule alone."""
+    """The configuration of the backward kernels; no tuned table overrules it."""
     few = queries.shape[1] <= 16
     registers = 168 if few else 255
     # A product tile, its key and its winner are alive at once: 64 rows spill, and 32 in float32.
     if upcasts(kept, queries):
         return Config(16, 16 if few else 32, 32, num_warps=4, num_stages=1, registers=registers)
     return Config(32, 16 if few else 64, 32, num_warps=8, num_stages=3, registers=registers)
+
+
+def product_constants(config: Config, x: Tensor, queries: Tensor) -> dict[str, int]:
+    """Constants and launch options of a kernel that takes products of the rows `x` with their queries."""
+    return {
+        "WIDTH": x.shape[-1],
+        "BLOCK_N": config.block_n,
+        "BLOCK_Q": config.block_q,
+        "BLOCK_D": config.block_d,
+        "UPCAST": upcasts(x, queries),
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+        "maxnreg": config.registers,
+    }
 
 
 def aligned(*tensors: Tensor) -> bool:
@@ -114,23 +124,20 @@ def aligned(*tensors: Tensor) -> bool:
 
 
 def upcasts(tokens: Tensor, queries: Tensor) -> bool:
-    """Whether products are taken in float32: mixed dtypes, float32, and the interpreter, whose bfloat16 is wrong."""
+    """Whether products are taken in float32: of mixed dtypes, of float32, and in the interpreter.
+
+    The interpreter's `tl.dot` is wrong for bfloat16.
+    """
     return tokens.dtype != queries.dtype or tokens.dtype == torch.float32 or tokens.device.type == "cpu"
 
 
 def select_span(length: int) -> int | None:
-    """How many keys a program holds at once to select from `length`; None where they do not fit."""
+    """Number of keys that a program holds at once to select from `length`; None where they do not fit."""
     return next((span for span in SELECT_SPANS if length <= span), None)
 
 
 def tuned_key(
-    op: str,
-    sm: tuple[int, int],
-    dtype: torch.dtype,
-    segments: int,
-    length: int,
-    width: int,
-    query_count: int,
+    op: str, sm: tuple[int, int], dtype: torch.dtype, segments: int, length: int, width: int, query_count: int
 ) -> str:
     """Key of the tuned tables: op, architecture, dtype and the shape, each size rounded up to a power of two."""
     sizes = (("B", segments), ("N", length), ("D", width), ("Q", query_count))

@@ -1,4 +1,4 @@
-"""NVTX ranges around the launches of an op, with BRIDGE_STG_NVTX=1; nothing at all without it."""
+"""NVTX ranges around the launches of an op, where BRIDGE_STG_NVTX=1; otherwise they cost nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def nvtx_range(name: str) -> Callable[[Function], Function]:
-    """Decorator that puts calls into an NVTX range `name`. The variable is read once, when a module is imported."""
+    """Decorator that puts calls into an NVTX range `name`; it reads the variable once, when the module is imported."""
 
     def decorate(function: Function) -> Function:
         if os.environ.get("BRIDGE_STG_NVTX") != "1":

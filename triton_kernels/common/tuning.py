@@ -1,4 +1,4 @@
-"""Times candidate configurations of an op on the GPU that is here, and writes the best to a tuned table."""
+"""Times candidate configurations of an op on the current GPU, and writes the best to a tuned table."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from torch import Tensor
 
 from ..prune_tokens import dense as prune_tokens
 from ..prune_tokens import varlen as prune_tokens_varlen
+from ..prune_tokens.records import ScoreOptions
 from .configs import FUSED_LENGTH, capability, choose_config, overruled, tuned_key
 
 Shape = tuple[int, int, int, int]
 
-# Segments, tokens of each, width, queries: frames of a clip before a language model, and after a vision encoder.
+# Segments, tokens of each, width, queries. They are frames of a clip before a language model or after a vision encoder.
 DEFAULT_SHAPES: tuple[Shape, ...] = (
     (16, 196, 256, 16),
     (64, 576, 1024, 16),
@@ -33,7 +34,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 def _prune_tokens(tokens: Tensor, queries: Tensor) -> Callable[[], Any]:
     keep = max(1, tokens.shape[1] // 4)
-    return lambda: prune_tokens.forward(tokens, queries, keep, "dot", "max", 1.0, None, False)
+    return lambda: prune_tokens.forward(tokens, queries, keep, ScoreOptions(), None, False)
 
 
 def _prune_tokens_varlen(tokens: Tensor, queries: Tensor) -> Callable[[], Any]:
@@ -43,7 +44,7 @@ def _prune_tokens_varlen(tokens: Tensor, queries: Tensor) -> Callable[[], Any]:
     keep = max(1, length // 4)
     budget = torch.full((), keep, device=tokens.device)
     return lambda: prune_tokens_varlen.forward(
-        rows, cu_seqlens, queries, budget, "per_segment", segments * keep, "dot", "max", 1.0
+        rows, cu_seqlens, queries, budget, "per_segment", segments * keep, ScoreOptions()
     )
 
 
@@ -51,7 +52,7 @@ TUNABLE = {"prune_tokens": _prune_tokens, "prune_tokens_varlen": _prune_tokens_v
 
 
 def candidates(op: str, length: int) -> Iterator[dict[str, Any]]:
-    """Overrides of the configuration worth timing for segments of `length` tokens."""
+    """Overrides of the configuration that are worth timing for segments of `length` tokens."""
     paths = (False, True) if op == "prune_tokens" and length <= FUSED_LENGTH else (False,)
     for block_n, block_d, warps, stages, fused in itertools.product(
         (32, 64, 128), (32, 64, 128), (4, 8), (2, 3), paths
@@ -60,12 +61,9 @@ def candidates(op: str, length: int) -> Iterator[dict[str, Any]]:
 
 
 def tune(
-    op: str,
-    path: Path,
-    shapes: tuple[Shape, ...] = DEFAULT_SHAPES,
-    report: Callable[[str], None] = lambda line: None,
+    op: str, path: Path, shapes: tuple[Shape, ...] = DEFAULT_SHAPES, report: Callable[[str], None] = lambda line: None
 ) -> dict[str, dict[str, Any]]:
-    """The best configuration of each shape and dtype, merged into the table at `path`.
+    """Find the best configuration of each shape and dtype, merge it into the table at `path`, and return the table.
 
     Args:
         op: one of `TUNABLE`.
@@ -102,7 +100,7 @@ def tune(
 
 
 def _time(call: Callable[[], Any]) -> float | None:
-    """Median milliseconds; None where the configuration does not fit the GPU."""
+    """Median time of a call in milliseconds; None where the configuration does not fit the GPU."""
     try:
         return triton.testing.do_bench(call, warmup=10, rep=50, return_mode="median")
     except (triton.OutOfResources, triton.CompilationError):

@@ -1,198 +1,175 @@
 """Gradients of tokens and queries, for both prune ops: coefficients of the products, then two passes, no atomics.
 
-Scored rows are the kept ones, or all tokens when the scores of all have a gradient. Their coefficients
-d loss / d (x . q), [rows, Q] float32, and for cosine the factor of x that its norm takes off, are written once; then
+Scored rows are the kept ones, or all tokens when the scores of all have a gradient. The first kernel writes once their
+coefficients d loss / d (x . q), [rows, Q] float32, and for cosine the factor of x that its norm takes off. Then
 d queries sums coefficient * x over the rows of a segment in a fixed order, and d tokens, which owns every row of its
 result, finds whether a row was kept by a binary search in `index`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import triton
 from torch import Tensor
 
-from ..common.configs import Config, gradient_config, multiprocessors, upcasts
+from ..common.configs import Config, gradient_config, multiprocessors, product_constants
 from .backward_kernels import coefficient_kernel, query_kernel, token_kernel
+from .records import PruneBackward
 from .scores import fold_mean
+from .segments import safe_offsets, segment_strides, tile_count
 
 
 @dataclass(frozen=True)
-class Rows:
-    """The rows whose score has a gradient.
+class Operands:
+    """What the kernels of one backward share.
 
     Attributes:
-        x: [B, n, D] or packed [n, D] by strides; None only where nothing reads it.
-        score: [B, n], -inf where a row is masked; None where none is.
-        gradient: [B, n] or [n] gradient of the scores, or None.
-        offsets: [S + 1] where each segment's packed rows begin, or None.
-        segments, length: B and n; packed: S and n.
-        dense: whether these are all tokens, in place of the kept ones.
-        extra: [B, k] gradient to add to that of the picked rows, or None.
+        x: [B, n, D] or packed [n, D] by strides: the rows whose scores have a gradient.
+        score: [B, n] their scores, -inf where a row is masked; None for packed rows.
+        gradient: [B, n] or [n] contiguous gradient of these scores, or None.
+        extra: [B, k] contiguous gradient of the kept scores, to add where `x` is all tokens; or None.
+        bounds, offsets: [S + 1] of `safe_offsets` for packed tokens, else None.
+        queries: [B, Q, D] by strides, folded.
+        config: the configuration of the kernels.
+        constants: what the kernels that take products are compiled for.
     """
 
-    x: Tensor | None
+    x: Tensor
     score: Tensor | None
     gradient: Tensor | None
+    extra: Tensor | None
+    bounds: Tensor | None
     offsets: Tensor | None
-    segments: int
-    length: int
-    dense: bool = False
-    extra: Tensor | None = None
+    queries: Tensor
+    config: Config
+    constants: dict[str, int]
 
 
-def score_gradients(
-    rows: Rows,
-    queries: Tensor,
-    grad_kept: Tensor | None,
-    index: Tensor,
-    bounds: Tensor | None,
-    keep: int,
-    token_count: int,
-    scoring: str,
-    reduce: str,
-    scale: float,
-    masked: bool,
-    need_tokens: bool,
-    need_queries: bool,
-    template: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """(d tokens [B, N, D] or [R, D], d queries [B, Q, D]), each empty where not needed.
-
-    Args:
-        grad_kept: [B, k, D] or packed [k, D] by strides, or None.
-        index: [B, k] or [k] int64, ascending, -1 at the end of a packed one.
-        bounds: [S + 1] of `bounds_kernel` for packed tokens, else None.
-        keep, token_count: k and N; packed: capacity and R.
-        template: the kept tokens, whose dtype and device d tokens has.
-    """
-    packed = bounds is not None
-    query_count, width = queries.shape[1:]
-    segments = rows.segments
-    d_tokens = template.new_empty(0)
-    d_queries = queries.new_empty(0)
-    tokens_shape = (token_count, width) if packed else (segments, token_count, width)
-    if segments == 0 or token_count == 0 or keep == 0:
+def launch_backward(call: PruneBackward) -> tuple[Tensor, Tensor]:
+    """(d tokens, d queries), each empty where not needed; see `reference_backward`."""
+    kept, queries = call.kept, call.queries
+    if 0 in (queries.shape[0], call.token_count, call.index.shape[-1]):
         return (
-            template.new_zeros(tokens_shape) if need_tokens else d_tokens,
-            queries.new_zeros(queries.shape) if need_queries else d_queries,
+            kept.new_zeros(call.token_shape if call.need_tokens else 0),
+            queries.new_zeros(queries.shape if call.need_queries else 0),
         )
-    scored = rows.gradient is not None
-    config = gradient_config(template, queries)
-    upcast = upcasts(template, queries)
-    asked, queries = queries, fold_mean(queries, reduce)
-    query_count = queries.shape[1]
-    x = template if rows.x is None else rows.x
-    x_strides = (0, *x.stride()) if packed else x.stride()
-    coefficients = shrink = None
-    shape = {"WIDTH": width, "BLOCK_Q": config.block_q, "BLOCK_D": config.block_d, "UPCAST": upcast}
-    shape |= {"COSINE": scoring == "cosine", "PACKED": packed}
-    if scored:
-        assert rows.gradient is not None
-        count = rows.gradient.numel()
-        coefficients = template.new_empty(count, query_count, dtype=torch.float32)
-        shrink = template.new_empty(count, 2, dtype=torch.float32) if scoring == "cosine" else None
-        coefficient_kernel[(_tiles(rows.length, segments, config.block_n, packed),)](
-            x,
-            queries,
-            rows.score,
-            rows.gradient.contiguous(),
-            None if rows.extra is None else rows.extra.contiguous(),
-            index,
-            rows.offsets,
-            coefficients,
-            shrink,
-            segments,
-            rows.length,
-            keep,
-            query_count,
-            scale,
-            *x_strides,
-            *queries.stride(),
-            BLOCK_N=config.block_n,
-            REDUCE=reduce,
-            MASKED=masked,
-            **shape,
-            **config.launch(),
-        )
-    if need_queries and not scored:
-        d_queries = asked.new_zeros(asked.shape)
-    elif need_queries:
-        d_queries = _query_gradient(rows, x, x_strides, queries, coefficients, masked, shape, config)
-        if reduce == "mean":
-            d_queries = (d_queries / asked.shape[1]).to(asked.dtype).expand(asked.shape).contiguous()
-    if need_tokens:
-        d_tokens = template.new_empty(tokens_shape)
-        grad_strides = (0, 0, 0) if grad_kept is None else (0, *grad_kept.stride()) if packed else grad_kept.stride()
-        token_kernel[(_tiles(token_count, segments, config.block_n, packed),)](
-            grad_kept,
-            coefficients,
-            shrink,
-            x,
-            rows.score,
-            queries,
-            index,
-            bounds,
-            d_tokens,
-            segments,
-            token_count,
-            keep,
-            query_count,
-            *grad_strides,
-            *x_strides,
-            *queries.stride(),
-            BLOCK_N=config.block_n,
-            DENSE=rows.dense,
-            MASKED=masked,
-            **shape,
-            **config.launch(),
-        )
+    shared = _operands(call)
+    coefficients, shrink = (None, None) if shared.gradient is None else _coefficients(call, shared)
+    d_queries = queries.new_empty(0)
+    if call.need_queries:
+        d_queries = queries.new_zeros(queries.shape) if coefficients is None else _d_queries(call, shared, coefficients)
+    d_tokens = _d_tokens(call, shared, coefficients, shrink) if call.need_tokens else kept.new_empty(0)
     return d_tokens, d_queries
 
 
-def _tiles(length: int, segments: int, block: int, packed: bool) -> int:
-    return length // block + segments if packed else segments * triton.cdiv(length, block)
+def _operands(call: PruneBackward) -> Operands:
+    packed = call.cu_seqlens is not None
+    bounds, offsets = (
+        (None, None) if call.cu_seqlens is None else safe_offsets(call.cu_seqlens, call.token_count, call.index)
+    )
+    x, score, gradient = call.scored_rows()
+    extra = None if call.grad_scores is None or call.grad_score is None else call.grad_score.contiguous()
+    config = gradient_config(call.kept, call.queries)
+    constants = product_constants(config, call.kept, call.queries)
+    return Operands(
+        x=x,
+        score=score,
+        gradient=None if gradient is None else gradient.contiguous(),
+        extra=extra,
+        bounds=bounds,
+        offsets=offsets,
+        queries=fold_mean(call.queries, call.options.reduce),
+        config=config,
+        constants=constants | {"MASKED": call.options.masked, "PACKED": packed},
+    )
 
 
-def _query_gradient(
-    rows: Rows,
-    x: Tensor,
-    x_strides: tuple[int, ...],
-    queries: Tensor,
-    coefficients: Tensor | None,
-    masked: bool,
-    shape: Mapping[str, object],
-    config: Config,
-) -> Tensor:
-    segments, query_count, width = queries.shape
-    block_d = 64
+def _coefficients(call: PruneBackward, shared: Operands) -> tuple[Tensor, Tensor | None]:
+    """(coefficients [rows, Q], for cosine shrink [rows, 2]) of `coefficient_kernel`."""
+    gradient, queries, options = shared.gradient, shared.queries, call.options
+    assert gradient is not None
+    segments, query_count = queries.shape[:2]
+    length = shared.x.shape[-2]
+    coefficients = gradient.new_empty(gradient.numel(), query_count)
+    shrink = gradient.new_empty(gradient.numel(), 2) if options.cosine else None
+    coefficient_kernel[(tile_count(length, segments, shared.config.block_n, shared.offsets is not None),)](
+        shared.x,
+        queries,
+        shared.score,
+        gradient,
+        shared.extra,
+        call.index,
+        shared.offsets,
+        coefficients,
+        shrink,
+        segments,
+        length,
+        call.index.shape[-1],
+        query_count,
+        options.scale,
+        segment_strides(shared.x),
+        queries.stride(),
+        COSINE=options.cosine,
+        REDUCE=options.reduce,
+        **shared.constants,
+    )
+    return coefficients, shrink
+
+
+def _d_queries(call: PruneBackward, shared: Operands, coefficients: Tensor) -> Tensor:
+    x, config = shared.x, shared.config
+    segments, query_count, width = shared.queries.shape
+    length, block_d = x.shape[-2], 64
     tiles = triton.cdiv(query_count, config.block_q) * triton.cdiv(width, block_d)
     # Enough programs to fill the machine twice, but no split of fewer than 256 rows.
-    mean_length = rows.length // segments if rows.offsets is not None else rows.length
+    mean_length = length if shared.offsets is None else length // segments
     wanted = triton.cdiv(2 * multiprocessors(x.device), segments * tiles)
     splits = max(1, min(wanted, mean_length // 256))
-    out = x.new_empty(splits, segments, query_count, width, dtype=queries.dtype if splits == 1 else torch.float32)
+    dtype = shared.queries.dtype
+    out = x.new_empty(splits, segments, query_count, width, dtype=dtype if splits == 1 else torch.float32)
     query_kernel[(segments * tiles * splits,)](
         coefficients,
         x,
-        rows.score,
-        rows.offsets,
+        shared.score,
+        shared.offsets,
         out,
         segments,
-        rows.length,
+        length,
         query_count,
         splits,
-        *x_strides,
-        WIDTH=width,
-        BLOCK_N=32,
-        BLOCK_Q=config.block_q,
-        BLOCK_D=block_d,
-        UPCAST=shape["UPCAST"],
-        MASKED=masked,
-        PACKED=shape["PACKED"],
-        **config.launch(),
+        segment_strides(x),
+        **(shared.constants | {"BLOCK_N": 32, "BLOCK_D": block_d}),
     )
-    return out[0] if splits == 1 else out.sum(0).to(queries.dtype)
+    d_queries = out[0] if splits == 1 else out.sum(0).to(dtype)
+    if call.options.reduce == "mean":  # of the gradient of the one folded query each query has its share
+        d_queries = (d_queries / call.queries.shape[1]).to(call.queries.dtype).expand(call.queries.shape).contiguous()
+    return d_queries
+
+
+def _d_tokens(call: PruneBackward, shared: Operands, coefficients: Tensor | None, shrink: Tensor | None) -> Tensor:
+    segments, query_count = shared.queries.shape[:2]
+    d_tokens = call.kept.new_empty(call.token_shape)
+    token_kernel[(tile_count(call.token_count, segments, shared.config.block_n, shared.bounds is not None),)](
+        call.grad_kept,
+        coefficients,
+        shrink,
+        shared.x,
+        shared.score,
+        shared.queries,
+        call.index,
+        shared.bounds,
+        d_tokens,
+        segments,
+        call.token_count,
+        call.index.shape[-1],
+        query_count,
+        segment_strides(call.grad_kept),
+        segment_strides(shared.x),
+        shared.queries.stride(),
+        COSINE=call.options.cosine,
+        DENSE=call.grad_scores is not None,
+        **shared.constants,
+    )
+    return d_tokens

@@ -1,6 +1,6 @@
-"""The kernels of the gradients of scores: coefficients of the products, d queries, d tokens. No atomics.
+"""The kernels of the backward: coefficients of the products, d queries, d tokens. `backward.py` launches them.
 
-Their launcher, `score_gradients`, says how they work together.
+Strides are tuples (segment, row, feature).
 """
 
 import triton
@@ -15,8 +15,8 @@ from .selection import ascending_key
 def weighted_dot(weights, values, total, UPCAST: tl.constexpr):
     """total + weights @ values with float32 `weights`, to float32 accuracy.
 
-    bfloat16 values meet the weights as the sum of two bfloat16, which tensor cores multiply exactly; float16 has not
-    the range for that.
+    For bfloat16 values the weights are split into the sum of two bfloat16, which tensor cores multiply exactly; the
+    range of float16 is too small for that.
     """
     if UPCAST or values.dtype == tl.float16 or values.dtype == tl.float32:
         total = tl.dot(weights, values.to(tl.float32), total, input_precision="ieee")
@@ -44,12 +44,8 @@ def coefficient_kernel(
     keep,
     query_count,
     scale,
-    x_stride_b,
-    x_stride_n,
-    x_stride_d,
-    query_stride_b,
-    query_stride_q,
-    query_stride_d,
+    x_stride,
+    query_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -63,7 +59,9 @@ def coefficient_kernel(
     """Takes the products of one tile of scored rows again, and writes their gradients.
 
     Args:
-        x, score, gradient, extra, index, offsets, segments, length, keep: as in `Rows` and `score_gradients` there.
+        x, queries, score, gradient, extra, offsets: as in `Operands`.
+        index: [B, k] or [k] positions of the kept tokens, as in `PruneBackward`.
+        segments, length, keep: B, n and k; packed: S, n and n.
         coefficients: [rows, Q] float32, written.
         shrink: [rows, 2] float32, written for cosine: d x = coefficients @ queries - shrink[0] * (shrink[1] * x).
     """
@@ -79,9 +77,9 @@ def coefficient_kernel(
         # What a masked row holds must reach nothing.
         valid = valid & (tl.load(score + start + row, mask=valid, other=0.0) != float("-inf"))
     if PACKED:
-        x += start * x_stride_n
+        x += start * x_stride[1]
     else:
-        x += first * x_stride_b
+        x += first * x_stride[0]
     into = coefficients + (start + row) * query_count
     lane = tl.arange(0, BLOCK_Q)
     factor = tl.zeros([BLOCK_N], tl.float32) + scale
@@ -95,15 +93,13 @@ def coefficient_kernel(
     while first_query < query_count:
         dots, square, lift = products(
             x,
-            queries + first * query_stride_b,
+            queries + first * query_stride[0],
             row,
             valid,
             first_query,
             query_count,
-            x_stride_n,
-            x_stride_d,
-            query_stride_q,
-            query_stride_d,
+            x_stride,
+            query_stride,
             WIDTH,
             BLOCK_N,
             BLOCK_Q,
@@ -115,7 +111,7 @@ def coefficient_kernel(
         if COSINE:
             inverse = inverse_norm(square)
             dots = dots * (scale * inverse)[:, None]
-            # Of the row as it is; the reciprocal of the shortest is beyond float32.
+            # The inverse norm of the row as it is; float32 cannot hold that of the shortest rows.
             inverse = tl.minimum(inverse * lift, 3.4e38)
             factor = scale * inverse
         else:
@@ -124,7 +120,7 @@ def coefficient_kernel(
         inside = (q < query_count)[None, :]
         tl.store(into[:, None] + q[None, :], dots, mask=written[:, None] & inside)
         if REDUCE == "max":
-            # NaN wins, as in argmax; at a tie the lowest query.
+            # NaN wins, as in argmax; the lowest query wins a tie.
             key = tl.where(dots != dots, 0xFFFFFFFF, ascending_key(dots))
             key = tl.where(inside, key, 0).to(tl.uint32)
             block_best = tl.max(key, 1)
@@ -174,9 +170,7 @@ def query_kernel(
     length,
     query_count,
     splits,
-    x_stride_b,
-    x_stride_n,
-    x_stride_d,
+    x_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -198,11 +192,11 @@ def query_kernel(
     if PACKED:
         start = tl.load(offsets + segment).to(tl.int64)
         size = (tl.load(offsets + segment + 1) - start).to(tl.int32)
-        x += start * x_stride_n
+        x += start * x_stride[1]
     else:
         start = segment * length
         size = length
-        x += segment * x_stride_b
+        x += segment * x_stride[0]
     part = (size + splits - 1) // splits
     first = split * part
     last = tl.minimum(first + part, size)
@@ -218,7 +212,7 @@ def query_kernel(
         if MASKED:
             valid = valid & (tl.load(score + start + row, mask=valid, other=0.0) != float("-inf"))
         values = tl.load(
-            x + row.to(tl.int64)[:, None] * x_stride_n + d.to(tl.int64)[None, :] * x_stride_d,
+            x + row.to(tl.int64)[:, None] * x_stride[1] + d.to(tl.int64)[None, :] * x_stride[2],
             mask=valid[:, None] & (d < WIDTH)[None, :],
             other=0.0,
         )  # [BLOCK_N, BLOCK_D]
@@ -247,15 +241,9 @@ def token_kernel(
     length,
     keep,
     query_count,
-    grad_stride_b,
-    grad_stride_n,
-    grad_stride_d,
-    x_stride_b,
-    x_stride_n,
-    x_stride_d,
-    query_stride_b,
-    query_stride_q,
-    query_stride_d,
+    grad_stride,
+    x_stride,
+    query_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -284,8 +272,8 @@ def token_kernel(
         place, picked = find_rows(index + first * keep, keep, row)
         slot = first * keep + place
         if grad_kept is not None:
-            grad_kept += first * grad_stride_b
-        x += first * x_stride_b
+            grad_kept += first * grad_stride[0]
+        x += first * x_stride[0]
     picked = picked & valid
     if DENSE:
         source, x_row, scored = start + row, row, valid
@@ -297,7 +285,7 @@ def token_kernel(
     if coefficients is not None and COSINE:
         off = tl.load(shrink + 2 * source, mask=scored, other=0.0)
         inverse = tl.load(shrink + 2 * source + 1, mask=scored, other=0.0)
-    queries += first * query_stride_b
+    queries += first * query_stride[0]
     into = d_tokens + (start + row) * WIDTH
     for step in range(0, WIDTH, BLOCK_D):
         d = step + tl.arange(0, BLOCK_D)
@@ -314,7 +302,7 @@ def token_kernel(
                     other=0.0,
                 )
                 query = tl.load(
-                    queries + q.to(tl.int64)[:, None] * query_stride_q + column[None, :] * query_stride_d,
+                    queries + q.to(tl.int64)[:, None] * query_stride[1] + column[None, :] * query_stride[2],
                     mask=(q < query_count)[:, None] & inside[None, :],
                     other=0.0,
                 )
@@ -322,14 +310,14 @@ def token_kernel(
                 first_query += BLOCK_Q
             if COSINE:
                 value = tl.load(
-                    x + x_row.to(tl.int64)[:, None] * x_stride_n + column[None, :] * x_stride_d,
+                    x + x_row.to(tl.int64)[:, None] * x_stride[1] + column[None, :] * x_stride[2],
                     mask=scored[:, None] & inside[None, :],
                     other=0.0,
                 )
                 total -= off[:, None] * (value.to(tl.float32) * inverse[:, None])
         if grad_kept is not None:
             grad = tl.load(
-                grad_kept + place.to(tl.int64)[:, None] * grad_stride_n + column[None, :] * grad_stride_d,
+                grad_kept + place.to(tl.int64)[:, None] * grad_stride[1] + column[None, :] * grad_stride[2],
                 mask=picked[:, None] & inside[None, :],
                 other=0.0,
             )

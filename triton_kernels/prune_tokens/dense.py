@@ -11,25 +11,23 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..common.configs import choose_config, select_span, upcasts
+from ..common.configs import choose_config, product_constants, select_span
 from ..common.nvtx import nvtx_range
-from .backward import Rows, score_gradients
-from .scores import fold_mean, score_kernel, score_rows
+from .backward import launch_backward
+from .records import ScoreOptions
+from .scores import fold_mean, launch_scores, score_rows
 from .selection import copy_rows, largest_key, largest_key_of_many, load_keys, place_picks
 
 LONG_BLOCK = 4096
+COPY_ROWS = 32
+COPY_WIDTH = 64
+
+backward = nvtx_range("bridge_stg.prune_tokens.backward")(launch_backward)
 
 
 @nvtx_range("bridge_stg.prune_tokens")
 def forward(
-    tokens: Tensor,
-    queries: Tensor,
-    keep: int,
-    scoring: str,
-    reduce: str,
-    scale: float,
-    mask: Tensor | None,
-    return_scores: bool,
+    tokens: Tensor, queries: Tensor, keep: int, options: ScoreOptions, mask: Tensor | None, return_scores: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(kept [B, k, D], index [B, k], score [B, k], scores [B, N] or empty); see the op's `reference`."""
     batch, length, width = tokens.shape
@@ -38,44 +36,17 @@ def forward(
     kept = tokens.new_empty(batch, keep, width)
     index = tokens.new_empty(batch, keep, dtype=torch.int64)
     score = tokens.new_empty(batch, keep, dtype=torch.float32)
-    scores = tokens.new_empty(batch, length, dtype=torch.float32)
-    if batch:
-        _launch(tokens, queries, mask, kept, index, score, scores, scoring, reduce, scale)
-    return kept, index, score, scores if return_scores else scores.new_empty(0)
-
-
-def _launch(
-    tokens: Tensor,
-    queries: Tensor,
-    mask: Tensor | None,
-    kept: Tensor,
-    index: Tensor,
-    score: Tensor,
-    scores: Tensor,
-    scoring: str,
-    reduce: str,
-    scale: float,
-) -> None:
-    batch, length, width = tokens.shape
-    keep = kept.shape[1]
+    if batch == 0:
+        return kept, index, score, score.new_empty((0, length) if return_scores else 0)
     config = choose_config("prune_tokens", tokens, queries, batch, length)
-    upcast, queries = upcasts(tokens, queries), fold_mean(queries, reduce)
-    span = select_span(length)
     flags = None if mask is None else mask.view(torch.uint8)
-    mask_strides = (0, 0) if mask is None else mask.stride()
-    score_options = {
-        "WIDTH": width,
-        "BLOCK_N": config.block_n,
-        "BLOCK_Q": config.block_q,
-        "BLOCK_D": config.block_d,
-        "UPCAST": upcast,
-        "COSINE": scoring == "cosine",
-        "REDUCE": reduce,
-    }
+    span = select_span(length)
     if config.fused and span is not None:
+        scores = tokens.new_empty(batch, length, dtype=torch.float32)
+        folded = fold_mean(queries, options.reduce)
         fused_kernel[(batch,)](
             tokens,
-            queries,
+            folded,
             flags,
             scores,
             kept,
@@ -83,39 +54,35 @@ def _launch(
             score,
             length,
             keep,
-            queries.shape[1],
-            scale,
-            *tokens.stride(),
-            *queries.stride(),
-            *mask_strides,
+            folded.shape[1],
+            options.scale,
+            tokens.stride(),
+            folded.stride(),
+            (0, 0) if flags is None else flags.stride(),
             SPAN=span,
-            **score_options,
-            **config.launch(),
+            COSINE=options.cosine,
+            REDUCE=options.reduce,
+            **product_constants(config, tokens, queries),
         )
-        return
-    score_kernel[(batch * triton.cdiv(length, config.block_n),)](
-        tokens,
-        queries,
-        flags,
-        None,
-        scores,
-        batch,
-        length,
-        queries.shape[1],
-        scale,
-        *tokens.stride(),
-        *queries.stride(),
-        *mask_strides,
-        PACKED=False,
-        **score_options,
-        **config.launch(),
-    )
+    else:
+        scores = launch_scores(tokens, queries, config, options, flags)
+        _select_and_copy(tokens, flags, scores, kept, index, score)
+    return kept, index, score, scores if return_scores else scores.new_empty(0)
+
+
+def _select_and_copy(
+    tokens: Tensor, flags: Tensor | None, scores: Tensor, kept: Tensor, index: Tensor, score: Tensor
+) -> None:
+    """Fill `kept`, `index` and `score` from the scores of all tokens."""
+    batch, length, width = tokens.shape
+    keep = index.shape[1]
+    span = select_span(length)
+    mask_stride = (0, 0) if flags is None else flags.stride()
     if span is None:
         select_long_kernel[(batch,)](
-            scores, flags, index, score, length, keep, *mask_strides, BLOCK=LONG_BLOCK, num_warps=16
+            scores, flags, index, score, length, keep, mask_stride, BLOCK=LONG_BLOCK, num_warps=16
         )
-    block_n, block_d = 32, 64
-    select_copy_kernel[(batch * triton.cdiv(keep, block_n),)](
+    select_copy_kernel[(batch * triton.cdiv(keep, COPY_ROWS),)](
         tokens,
         flags,
         scores,
@@ -124,30 +91,19 @@ def _launch(
         score,
         length,
         keep,
-        *tokens.stride(),
-        *mask_strides,
+        tokens.stride(),
+        mask_stride,
         WIDTH=width,
-        BLOCK_N=block_n,
-        BLOCK_D=block_d,
+        BLOCK_N=COPY_ROWS,
+        BLOCK_D=COPY_WIDTH,
         SPAN=span,
         num_warps=8 if span == 4096 else 4,
     )
 
 
 @triton.jit
-def select(
-    scores,
-    mask,
-    mask_stride,
-    index,
-    score,
-    length,
-    keep,
-    first,
-    last,
-    SPAN: tl.constexpr,
-):
-    """Of a segment's best `keep` tokens, in their order, writes the picks first..last-1 into `index` and `score`."""
+def select(scores, mask, mask_stride, index, score, length, keep, first, last, SPAN: tl.constexpr):
+    """Writes the picks first..last-1 of a segment into `index` and `score`: its best `keep` tokens, in their order."""
     n = tl.arange(0, SPAN)
     value, key = load_keys(scores, mask, mask_stride, n, length)
     threshold = largest_key(key, keep)
@@ -172,14 +128,9 @@ def fused_kernel(
     keep,
     query_count,
     scale,
-    token_stride_b,
-    token_stride_n,
-    token_stride_d,
-    query_stride_b,
-    query_stride_q,
-    query_stride_d,
-    mask_stride_b,
-    mask_stride_n,
+    token_stride,
+    query_stride,
+    mask_stride,
     SPAN: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -189,7 +140,7 @@ def fused_kernel(
     COSINE: tl.constexpr,
     REDUCE: tl.constexpr,
 ):
-    """One program a segment: scores all tokens, selects, and copies the kept rows while they are in the cache.
+    """Scores all tokens of a segment, selects, and copies the kept rows while they are in the cache; one program each.
 
     Args:
         tokens, queries, mask: [B, N, D], [B, Q, D] and [B, N] uint8 (or None), by strides.
@@ -198,14 +149,14 @@ def fused_kernel(
         length, keep: N <= SPAN and k.
     """
     segment = tl.program_id(0).to(tl.int64)
-    tokens += segment * token_stride_b
-    queries += segment * query_stride_b
+    tokens += segment * token_stride[0]
+    queries += segment * query_stride[0]
     scores += segment * length
     kept += segment * keep * WIDTH
     index += segment * keep
     score += segment * keep
     if mask is not None:
-        mask += segment * mask_stride_b
+        mask += segment * mask_stride[0]
     first = length * 0
     while first < length:
         row = first + tl.arange(0, BLOCK_N)
@@ -216,10 +167,8 @@ def fused_kernel(
             row < length,
             query_count,
             scale,
-            token_stride_n,
-            token_stride_d,
-            query_stride_q,
-            query_stride_d,
+            token_stride,
+            query_stride,
             WIDTH,
             BLOCK_N,
             BLOCK_Q,
@@ -229,18 +178,18 @@ def fused_kernel(
             REDUCE,
         )
         if mask is not None:
-            alive = tl.load(mask + row.to(tl.int64) * mask_stride_n, mask=row < length, other=0)
+            alive = tl.load(mask + row.to(tl.int64) * mask_stride[1], mask=row < length, other=0)
             value = tl.where(alive != 0, value, float("-inf"))
         tl.store(scores + row, value, mask=row < length)
         first += BLOCK_N
     tl.debug_barrier()  # the scores were written by other threads than read them
-    select(scores, mask, mask_stride_n, index, score, length, keep, 0, keep, SPAN)
+    select(scores, mask, mask_stride[1], index, score, length, keep, 0, keep, SPAN)
     tl.debug_barrier()
     first = length * 0
     while first < keep:
         slot = first + tl.arange(0, BLOCK_N)
         row = tl.load(index + slot, mask=slot < keep, other=0)
-        copy_rows(tokens, kept, row, slot, slot < keep, token_stride_n, token_stride_d, WIDTH, BLOCK_D)
+        copy_rows(tokens, kept, row, slot, slot < keep, token_stride, WIDTH, BLOCK_D)
         first += BLOCK_N
 
 
@@ -254,17 +203,14 @@ def select_copy_kernel(
     score,
     length,
     keep,
-    token_stride_b,
-    token_stride_n,
-    token_stride_d,
-    mask_stride_b,
-    mask_stride_n,
+    token_stride,
+    mask_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SPAN: tl.constexpr,
 ):
-    """Copies one tile of a segment's kept rows. With SPAN >= N each program selects anew, which spares a launch.
+    """Copies one tile of a segment's kept rows. Where SPAN >= N each program selects again, which saves a launch.
 
     Args:
         tokens, mask: as in `fused_kernel`.
@@ -277,11 +223,11 @@ def select_copy_kernel(
     index += segment * keep
     if SPAN is not None:
         if mask is not None:
-            mask += segment * mask_stride_b
+            mask += segment * mask_stride[0]
         select(
             scores + segment * length,
             mask,
-            mask_stride_n,
+            mask_stride[1],
             index,
             score + segment * keep,
             length,
@@ -294,43 +240,32 @@ def select_copy_kernel(
     slot = first + tl.arange(0, BLOCK_N)
     row = tl.load(index + slot, mask=slot < keep, other=0)
     copy_rows(
-        tokens + segment * token_stride_b,
+        tokens + segment * token_stride[0],
         kept + segment * keep * WIDTH,
         row,
         slot,
         slot < keep,
-        token_stride_n,
-        token_stride_d,
+        token_stride,
         WIDTH,
         BLOCK_D,
     )
 
 
 @triton.jit(do_not_specialize=["length", "keep"])
-def select_long_kernel(
-    scores,
-    mask,
-    index,
-    score,
-    length,
-    keep,
-    mask_stride_b,
-    mask_stride_n,
-    BLOCK: tl.constexpr,
-):
-    """One program a segment of any length: the threshold, then the picks in order."""
+def select_long_kernel(scores, mask, index, score, length, keep, mask_stride, BLOCK: tl.constexpr):
+    """Selects in a segment of any length: finds the threshold, then writes the picks in order; one program each."""
     segment = tl.program_id(0).to(tl.int64)
     scores += segment * length
     index += segment * keep
     score += segment * keep
     if mask is not None:
-        mask += segment * mask_stride_b
-    threshold, wanted = largest_key_of_many(scores, mask, mask_stride_n, length, keep, BLOCK)
+        mask += segment * mask_stride[0]
+    threshold, wanted = largest_key_of_many(scores, mask, mask_stride[1], length, keep, BLOCK)
     picks = keep * 0
     first = length * 0
     while first < length:
         n = first + tl.arange(0, BLOCK)
-        value, key = load_keys(scores, mask, mask_stride_n, n, length)
+        value, key = load_keys(scores, mask, mask_stride[1], n, length)
         ties = ((key == threshold) & (n < length)).to(tl.int32)
         picked, count = place_picks(key, threshold, wanted)
         picked = picked & (n < length)
@@ -340,53 +275,3 @@ def select_long_kernel(
         picks += tl.sum(picked.to(tl.int32), 0)
         wanted = tl.maximum(wanted - tl.sum(ties, 0), 0)
         first += BLOCK
-
-
-@nvtx_range("bridge_stg.prune_tokens.backward")
-def backward(
-    grad_kept: Tensor | None,
-    grad_score: Tensor | None,
-    grad_scores: Tensor | None,
-    tokens: Tensor | None,
-    kept: Tensor,
-    index: Tensor,
-    score: Tensor,
-    scores: Tensor,
-    queries: Tensor,
-    token_count: int,
-    scoring: str,
-    reduce: str,
-    scale: float,
-    masked: bool,
-    need_tokens: bool,
-    need_queries: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of tokens [B, N, D] and queries [B, Q, D], empty where not needed; see `reference_backward`."""
-    batch, keep, _ = kept.shape
-    dense = grad_scores is not None
-    rows = Rows(
-        x=tokens if dense else kept,
-        score=scores if dense else score,
-        gradient=grad_scores if dense else grad_score,
-        offsets=None,
-        segments=batch,
-        length=token_count if dense else keep,
-        dense=dense,
-        extra=grad_score if dense else None,
-    )
-    return score_gradients(
-        rows,
-        queries,
-        grad_kept,
-        index,
-        None,
-        keep,
-        token_count,
-        scoring,
-        reduce,
-        scale,
-        masked,
-        need_tokens,
-        need_queries,
-        kept,
-    )

@@ -1,15 +1,63 @@
-"""Scores of tokens against the few queries of their segment: the forward that both prune ops share."""
+"""Scores of tokens against the few queries of their segment: the forward that both prune ops share.
 
+Strides are tuples (segment, row, feature) everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .segments import locate
+from ..common.configs import Config, product_constants
+from .records import ScoreOptions
+from .segments import locate, segment_strides, tile_count
 
 
 def fold_mean(queries: Tensor, reduce: str) -> Tensor:
     """The queries as the kernels take them: for "mean" their mean [B, 1, D] in float32, as the op defines it."""
     return queries.float().mean(dim=1, keepdim=True) if reduce == "mean" else queries
+
+
+def launch_scores(
+    tokens: Tensor,
+    queries: Tensor,
+    config: Config,
+    options: ScoreOptions,
+    mask: Tensor | None = None,
+    bounds: Tensor | None = None,
+) -> Tensor:
+    """Scores [B, N] or, of packed segments, [R] float32 of all tokens; -inf where masked.
+
+    Args:
+        tokens: [B, N, D] or packed [R, D] by strides.
+        queries: [B, Q, D] by strides.
+        mask: [B, N] uint8 by strides, or None.
+        bounds: [B + 1] of `safe_offsets` for packed segments, else None.
+    """
+    scores = tokens.new_empty(tokens.shape[:-1], dtype=torch.float32)
+    folded = fold_mean(queries, options.reduce)
+    segments, length = queries.shape[0], tokens.shape[-2]
+    score_kernel[(tile_count(length, segments, config.block_n, bounds is not None),)](
+        tokens,
+        folded,
+        mask,
+        bounds,
+        scores,
+        segments,
+        length,
+        folded.shape[1],
+        options.scale,
+        segment_strides(tokens),
+        folded.stride(),
+        (0, 0) if mask is None else mask.stride(),
+        COSINE=options.cosine,
+        REDUCE=options.reduce,
+        PACKED=bounds is not None,
+        **product_constants(config, tokens, queries),
+    )
+    return scores
 
 
 @triton.jit
@@ -21,10 +69,8 @@ def lifted_products(
     lift,
     first_query,
     query_count,
-    token_stride_n,
-    token_stride_d,
-    query_stride_q,
-    query_stride_d,
+    token_stride,
+    query_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -33,14 +79,14 @@ def lifted_products(
     COSINE: tl.constexpr,
     FOLDED: tl.constexpr,
 ):
-    """x . q as [BLOCK_N, BLOCK_Q], and |x|^2 where the scoring is cosine, from one reading of the rows times `lift`.
+    """Products x . q [BLOCK_N, BLOCK_Q] and, for cosine, |x|^2 [BLOCK_N] of rows x that are multiplied by `lift`.
 
     `lift` [BLOCK_N] holds powers of two, or is None for rows as they are. A single folded query fills no tile of a
-    matrix product: its products are summed as they are, and repeated BLOCK_Q times.
+    matrix product: its products are summed without one, and repeated BLOCK_Q times.
     """
     q = first_query + tl.arange(0, BLOCK_Q)
-    x_row = tokens + row.to(tl.int64) * token_stride_n
-    q_row = queries + q.to(tl.int64) * query_stride_q
+    x_row = tokens + row.to(tl.int64) * token_stride[1]
+    q_row = queries + q.to(tl.int64) * query_stride[1]
     dots = tl.zeros([BLOCK_N, BLOCK_Q], tl.float32)
     dot = tl.zeros([BLOCK_N], tl.float32)
     square = tl.zeros([BLOCK_N], tl.float32)
@@ -49,9 +95,7 @@ def lifted_products(
         inside = d < WIDTH
         column = d.to(tl.int64)
         x = tl.load(
-            x_row[:, None] + column[None, :] * token_stride_d,
-            mask=live[:, None] & inside[None, :],
-            other=0.0,
+            x_row[:, None] + column[None, :] * token_stride[2], mask=live[:, None] & inside[None, :], other=0.0
         )  # [BLOCK_N, BLOCK_D]
         if lift is not None:
             x = (x.to(tl.float32) * lift[:, None]).to(x.dtype)
@@ -59,11 +103,11 @@ def lifted_products(
             wide = x.to(tl.float32)
             square += tl.sum(wide * wide, 1)
         if FOLDED:
-            query = tl.load(queries + column * query_stride_d, mask=inside, other=0.0)  # [BLOCK_D]
+            query = tl.load(queries + column * query_stride[2], mask=inside, other=0.0)  # [BLOCK_D]
             dot += tl.sum(x.to(tl.float32) * query[None, :], 1)
         else:
             query = tl.load(
-                q_row[None, :] + column[:, None] * query_stride_d,
+                q_row[None, :] + column[:, None] * query_stride[2],
                 mask=(q < query_count)[None, :] & inside[:, None],
                 other=0.0,
             )  # [BLOCK_D, BLOCK_Q]
@@ -77,28 +121,19 @@ def lifted_products(
 
 
 @triton.jit
-def lift_of(
-    tokens,
-    row,
-    beyond,
-    token_stride_n,
-    token_stride_d,
-    WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """Powers of two [BLOCK_N] that take the rows in `beyond` to numbers around 1; 1 for the others and what is 0."""
+def lift_of(tokens, row, beyond, token_stride, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Powers of two [BLOCK_N] that bring the rows in `beyond` near 1; 1 for the other rows and for zero rows."""
     peak = tl.zeros([BLOCK_N], tl.float32)
-    x_row = tokens + row.to(tl.int64) * token_stride_n
+    x_row = tokens + row.to(tl.int64) * token_stride[1]
     for step in range(0, WIDTH, BLOCK_D):
         d = step + tl.arange(0, BLOCK_D)
         x = tl.load(
-            x_row[:, None] + d.to(tl.int64)[None, :] * token_stride_d,
+            x_row[:, None] + d.to(tl.int64)[None, :] * token_stride[2],
             mask=beyond[:, None] & (d < WIDTH)[None, :],
             other=0.0,
         )
         peak = tl.maximum(peak, tl.max(tl.abs(x.to(tl.float32)), 1))
-    # 2^-e of the exponent's bits, both ends of which have no normal reciprocal.
+    # 2^-e from the bits of the exponent e, whose lowest and highest values have no normal reciprocal.
     exponent = tl.minimum(tl.maximum((peak.to(tl.uint32, bitcast=True) >> 23).to(tl.int32), 1), 253)
     lift = ((254 - exponent) << 23).to(tl.float32, bitcast=True)
     return tl.where((peak > 0.0) & (peak < float("inf")), lift, 1.0)
@@ -112,10 +147,8 @@ def products(
     live,
     first_query,
     query_count,
-    token_stride_n,
-    token_stride_d,
-    query_stride_q,
-    query_stride_d,
+    token_stride,
+    query_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -124,27 +157,53 @@ def products(
     COSINE: tl.constexpr,
     FOLDED: tl.constexpr,
 ):
-    """`lifted_products`, and the lift [BLOCK_N] of each row: 1 but for cosine of rows whose squares float32 lacks."""
+    """`lifted_products` and the lift [BLOCK_N] of each row: 1, except for cosine where float32 cannot hold |x|^2."""
     dots, square = lifted_products(
-        tokens, queries, row, live, None, first_query, query_count,
-        token_stride_n, token_stride_d, query_stride_q, query_stride_d,
-        WIDTH, BLOCK_N, BLOCK_Q, BLOCK_D, UPCAST, COSINE, FOLDED,
-    )  # fmt: skip
+        tokens,
+        queries,
+        row,
+        live,
+        None,
+        first_query,
+        query_count,
+        token_stride,
+        query_stride,
+        WIDTH,
+        BLOCK_N,
+        BLOCK_Q,
+        BLOCK_D,
+        UPCAST,
+        COSINE,
+        FOLDED,
+    )
     lift = tl.full([BLOCK_N], 1.0, tl.float32)
     if COSINE and tokens.dtype.element_ty != tl.float16:  # whose squares all fit
         beyond = live & ((square < 8.67e-19) | (square > 1.2e24))  # 2^-60, 2^80
         if tl.sum(beyond.to(tl.int32), 0) > 0:
-            # Rare, and so by small steps and without matrix products, whose tiles would cost all calls registers.
-            lift = lift_of(tokens, row, beyond, token_stride_n, token_stride_d, WIDTH, BLOCK_N, 16)
+            # This is rare. It takes small steps and no matrix products, whose tiles would cost all calls registers.
+            lift = lift_of(tokens, row, beyond, token_stride, WIDTH, BLOCK_N, 16)
             lifted = lift != 1.0
             count = tl.where(tl.sum(lifted.to(tl.int32), 0) > 0, tl.minimum(query_count - first_query, BLOCK_Q), 0)
             number = count * 0
             while number < count:
                 dot, own = lifted_products(
-                    tokens, queries + (first_query + number).to(tl.int64) * query_stride_q, row, live, lift, 0, 1,
-                    token_stride_n, token_stride_d, query_stride_q, query_stride_d,
-                    WIDTH, BLOCK_N, BLOCK_Q, 16, UPCAST, COSINE, True,
-                )  # fmt: skip
+                    tokens,
+                    queries + (first_query + number).to(tl.int64) * query_stride[1],
+                    row,
+                    live,
+                    lift,
+                    0,
+                    1,
+                    token_stride,
+                    query_stride,
+                    WIDTH,
+                    BLOCK_N,
+                    BLOCK_Q,
+                    16,
+                    UPCAST,
+                    COSINE,
+                    True,
+                )
                 ours = (tl.arange(0, BLOCK_Q) == number)[None, :] & lifted[:, None]
                 dots = tl.where(ours | (FOLDED & lifted[:, None]), dot, dots)
                 square = tl.where(lifted, own, square)
@@ -166,10 +225,8 @@ def score_rows(
     live,
     query_count,
     scale,
-    token_stride_n,
-    token_stride_d,
-    query_stride_q,
-    query_stride_d,
+    token_stride,
+    query_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -190,10 +247,8 @@ def score_rows(
             live,
             first_query,
             query_count,
-            token_stride_n,
-            token_stride_d,
-            query_stride_q,
-            query_stride_d,
+            token_stride,
+            query_stride,
             WIDTH,
             BLOCK_N,
             BLOCK_Q,
@@ -241,14 +296,9 @@ def score_kernel(
     length,
     query_count,
     scale,
-    token_stride_b,
-    token_stride_n,
-    token_stride_d,
-    query_stride_b,
-    query_stride_q,
-    query_stride_d,
-    mask_stride_b,
-    mask_stride_n,
+    token_stride,
+    query_stride,
+    mask_stride,
     WIDTH: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_Q: tl.constexpr,
@@ -261,7 +311,7 @@ def score_kernel(
     """Scores of one tile of a segment's tokens.
 
     Args:
-        tokens: [B, N, D] by strides; packed: [R, D], with `token_stride_b` 0.
+        tokens: [B, N, D] by strides; packed: [R, D], with a stride 0 of segments.
         queries: [B, Q, D] by strides.
         mask: [B, N] uint8 by strides, or None; a masked token scores -inf.
         bounds: [B + 1] of `bounds_kernel`, or None where not packed.
@@ -273,20 +323,18 @@ def score_kernel(
     valid = row < size
     first = segment.to(tl.int64)
     if PACKED:
-        tokens += start * token_stride_n
+        tokens += start * token_stride[1]
     else:
-        tokens += first * token_stride_b
+        tokens += first * token_stride[0]
     score = score_rows(
         tokens,
-        queries + first * query_stride_b,
+        queries + first * query_stride[0],
         row,
         valid,
         query_count,
         scale,
-        token_stride_n,
-        token_stride_d,
-        query_stride_q,
-        query_stride_d,
+        token_stride,
+        query_stride,
         WIDTH,
         BLOCK_N,
         BLOCK_Q,
@@ -296,6 +344,6 @@ def score_kernel(
         REDUCE,
     )
     if mask is not None:
-        alive = tl.load(mask + first * mask_stride_b + row.to(tl.int64) * mask_stride_n, mask=valid, other=0)
+        alive = tl.load(mask + first * mask_stride[0] + row.to(tl.int64) * mask_stride[1], mask=valid, other=0)
         score = tl.where(alive != 0, score, float("-inf"))
     tl.store(scores + start + row, score, mask=valid)

@@ -1,24 +1,54 @@
-"""Where a program finds its rows, in segments of equal length or packed ones, and rows among sorted positions."""
+"""Rows of a program, in segments of equal length or packed ones, and the search for rows among sorted positions."""
 
+from __future__ import annotations
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+def segment_strides(x: Tensor | None) -> tuple[int, ...]:
+    """Strides (segment, row, feature) of [B, n, D] or of packed rows [n, D], which have none of segments."""
+    if x is None:
+        return (0, 0, 0)
+    return x.stride() if x.dim() == 3 else (0, *x.stride())
+
+
+def tile_count(length: int, segments: int, block: int, packed: bool) -> int:
+    """How many programs `locate` needs for all tiles of `block` rows."""
+    return length // block + segments if packed else segments * triton.cdiv(length, block)
+
+
+def safe_offsets(cu_seqlens: Tensor, rows: int, index: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Offsets [S + 1] int64 of the segments among the rows and, given the kept rows, among those.
+
+    They are safe to follow whatever `cu_seqlens` holds; see `bounds_kernel`.
+    """
+    bounds = cu_seqlens.new_empty(cu_seqlens.shape, dtype=torch.int64)
+    offsets = None if index is None else torch.empty_like(bounds)
+    bounds_kernel[(1,)](
+        cu_seqlens,
+        bounds,
+        index,
+        offsets,
+        cu_seqlens.shape[0] - 1,
+        rows,
+        0 if index is None else index.shape[0],
+        cu_seqlens.stride(0),
+        BLOCK=256,
+        num_warps=4,
+    )
+    return bounds, offsets
 
 
 @triton.jit
-def locate(
-    program,
-    bounds,
-    segments,
-    length,
-    BLOCK: tl.constexpr,
-    PACKED: tl.constexpr,
-    COVER: tl.constexpr = False,
-):
+def locate(program, bounds, segments, length, BLOCK: tl.constexpr, PACKED: tl.constexpr, COVER: tl.constexpr = False):
     """Segment of a program, that segment's first row and number of rows, and the program's tile within it.
 
-    Equal segments of `length` rows have cdiv(length, BLOCK) tiles each. Of packed ones only the device knows the
-    lengths: with `length` rows in all, length // BLOCK + segments programs always suffice when segment s starts at
-    program bounds[s] // BLOCK + s (`bounds` of `bounds_kernel`); those left over get a tile past the end. COVER
+    Equal segments of `length` rows have cdiv(length, BLOCK) tiles each. Only the device knows the lengths of packed
+    segments: with `length` rows in all, length // BLOCK + segments programs always suffice when segment s starts at
+    program bounds[s] // BLOCK + s (`bounds` of `bounds_kernel`); the programs left over get a tile past the end. COVER
     extends the first and the last segment to all rows.
     """
     if PACKED:
@@ -49,7 +79,7 @@ def locate(
 
 @triton.jit
 def lower_bound(positions, count, wanted):
-    """How many of the ascending `positions` [count] lie below each `wanted`; -1, which only ends them, is above all."""
+    """How many of the ascending `positions` [count] lie below each `wanted`; -1 stands only at the end, above all."""
     low = (wanted * 0).to(tl.int32)
     high = low + count
     left = count
@@ -77,7 +107,7 @@ def larger(a, b):
 
 @triton.jit(do_not_specialize=["segments", "rows", "capacity"])
 def bounds_kernel(cu_seqlens, bounds, index, offsets, segments, rows, capacity, stride, BLOCK: tl.constexpr):
-    """One program: offsets that are safe to follow, whatever `cu_seqlens` holds.
+    """One program writes offsets that are safe to follow, whatever `cu_seqlens` holds.
 
     Args:
         cu_seqlens: [S + 1] by its stride.

@@ -1,4 +1,4 @@
-"""Exact selection without a sort: order-preserving keys, the k-th largest key, ordered compaction, copy of rows."""
+"""Exact selection without a sort: order-preserving keys, the k-th largest key, picks in their order, copies of rows."""
 
 import triton
 import triton.language as tl
@@ -13,14 +13,14 @@ def ascending_key(score):
 
 @triton.jit
 def order_key(score, alive):
-    """Keys in the order of selection: every score is above 1, an unmasked NaN is 1, what does not take part is 0."""
+    """Keys in the order of selection: above 1 for every score, 1 for an unmasked NaN, 0 for a masked token."""
     key = tl.where(score != score, 1, ascending_key(score))
     return tl.where(alive, key, 0).to(tl.uint32)
 
 
 @triton.jit
 def load_keys(scores, mask, mask_stride, n, size):
-    """Scores and keys of the tokens `n` of a segment; out of range they do not take part."""
+    """Scores and keys of the tokens `n` of a segment; the key is 0 out of range."""
     valid = n < size
     score = tl.load(scores + n, mask=valid, other=0.0)
     alive = valid
@@ -31,7 +31,7 @@ def load_keys(scores, mask, mask_stride, n, size):
 
 @triton.jit
 def largest_key(key, count):
-    """The `count`-th largest of the keys, found bit by bit; 0 when there are fewer."""
+    """The `count`-th largest of the keys, found bit by bit; 0 where there are fewer."""
     threshold = tl.max(key * 0, 0)
     bit = threshold + 0x80000000
     for _bit in range(32):
@@ -70,10 +70,10 @@ def largest_key_of_many(scores, mask, mask_stride, size, count, BLOCK: tl.conste
 
 @triton.jit
 def place_picks(key, threshold, ties_wanted):
-    """Of keys in their order: which are picked, and how many picks come before and up to each.
+    """Which keys are picked, and how many picks there are up to and with each.
 
-    Picked is every key above the threshold, and of those equal to it the first `ties_wanted`.
-    At most 32,767 keys: both counts travel in one scan.
+    A key is picked if it is above the threshold, or among the first `ties_wanted` that equal it. There are at most
+    32,767 keys, since one scan carries both counts.
     """
     above = key > threshold
     ties = key == threshold
@@ -84,22 +84,12 @@ def place_picks(key, threshold, ties_wanted):
 
 
 @triton.jit
-def copy_rows(
-    source,
-    target,
-    source_row,
-    target_row,
-    valid,
-    stride_n,
-    stride_d,
-    WIDTH: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """target[target_row] = source[source_row] for rows of a contiguous `target` of the same width."""
-    from_row = source + source_row.to(tl.int64) * stride_n
+def copy_rows(source, target, source_row, target_row, valid, source_stride, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Copies source[source_row] to target[target_row], a row of a contiguous tensor of the same width."""
+    from_row = source + source_row.to(tl.int64) * source_stride[1]
     to_row = target + target_row.to(tl.int64) * WIDTH
     for step in range(0, WIDTH, BLOCK_D):
         d = step + tl.arange(0, BLOCK_D)
         inside = valid[:, None] & (d < WIDTH)[None, :]
-        value = tl.load(from_row[:, None] + d.to(tl.int64)[None, :] * stride_d, mask=inside, other=0.0)
+        value = tl.load(from_row[:, None] + d.to(tl.int64)[None, :] * source_stride[2], mask=inside, other=0.0)
         tl.store(to_row[:, None] + d[None, :], value, mask=inside)

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from ...errors import SampleError
-from ..jsonl import decode, numbered_lines
+from ..jsonl import Line, decode, numbered_lines
 from ..sample import GroundingSample
 from ..time_base import UNKNOWN_SIZE
 from ..values import shown
@@ -25,13 +25,13 @@ def read_charades_sta(
 ) -> Iterator[Item]:
     """One sample of task "temporal" a line.
 
-    A sample's id is "<video>-<line>". The file says nothing of rate, length and size: frames are tenths of a second,
+    A sample's id is `<video>-<line>`. The file says nothing of rate, length and size: frames are tenths of a second,
     the video ends with the event and measures `UNKNOWN_SIZE`, and only the interval in seconds is to be relied on,
     until `align_to_video` has put in what the video says.
 
     Args:
         annotations: the published text file.
-        videos: folder of the videos, looked through by name; None names them "<video>.mp4".
+        videos: folder of the videos, looked through by name; None names them `<video>.mp4`.
 
     Yields:
         samples, and a problem for each line that is skipped.
@@ -42,15 +42,15 @@ def read_charades_sta(
     path = Path(annotations)
     folder = VideoFolder(videos)
     empty = True
-    for number, line in numbered_lines(path, "Charades-STA annotations"):
+    for line in numbered_lines(path, "Charades-STA annotations"):
         empty = False
-        yield attempt(f"line {number}", partial(_sample, line, number, folder))
+        yield attempt(f"line {line.number}", partial(_sample, line, folder))
     if empty:
         raise SampleError(f"{path} holds no line; Charades-STA has one <video> <start> <end>##<sentence> a line.")
 
 
-def _sample(line: bytes, number: int, folder: VideoFolder) -> GroundingSample:
-    text = decode(line)
+def _sample(line: Line, folder: VideoFolder) -> GroundingSample:
+    text = decode(line.data).strip()
     head, separator, sentence = text.partition("##")
     parts = head.split()
     if not separator or len(parts) != 3:
@@ -59,7 +59,7 @@ def _sample(line: bytes, number: int, folder: VideoFolder) -> GroundingSample:
         raise SampleError(f"start and end must be seconds, got {shown(parts[1])} and {shown(parts[2])}.")
     start, end = float(parts[1]), float(parts[2])
     return GroundingSample(
-        id=f"{parts[0]}-{number}",
+        id=f"{parts[0]}-{line.number}",
         video=folder.find(f"{parts[0]}.mp4"),
         sentence=sentence.strip(),
         width=UNKNOWN_SIZE[0],

@@ -1,13 +1,14 @@
-"""The project's own JSON Lines, read to the end: a broken line is a problem, not the end of the file."""
+"""The project's own JSON Lines, read to the end: a bad line is a problem, not the end of the file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from ...errors import SampleError
-from ..jsonl import numbered_lines, parse_line
+from ..jsonl import iterate_records
 from ..sample import GroundingSample
 from .reading import Item, Problem, VideoFolder
 
@@ -25,24 +26,14 @@ def read_jsonl(annotations: str | os.PathLike[str], videos: str | os.PathLike[st
     Raises:
         SampleError: the file cannot be read or holds no line.
     """
-    path = Path(annotations)
-    folder = None if videos is None else VideoFolder(videos)
-    empty = True
-    for number, line in numbered_lines(path, "an annotation file"):
-        empty = False
-        yield _item(path, number, line, folder)
-    if empty:
-        raise SampleError(f"{path} holds no record; an annotation file needs at least one line.")
+    root = Path(annotations).parent if videos is None else None
+    folder = VideoFolder(videos)
 
+    def build(record: Any) -> GroundingSample:
+        video = record.get("video") if root is None and isinstance(record, Mapping) else None
+        if isinstance(video, str) and video.strip():
+            record = {**record, "video": folder.find(video)}
+        return GroundingSample.from_record(record, root)
 
-def _item(path: Path, number: int, line: bytes, folder: VideoFolder | None) -> Item:
-    name = f"line {number}"
-    try:
-        record = parse_line(line)
-        if folder is None:
-            return GroundingSample.from_record(record, root=path.parent)
-        if isinstance(record, Mapping) and isinstance(record.get("video"), str) and record["video"].strip():
-            record = {**record, "video": folder.find(record["video"])}
-        return GroundingSample.from_record(record)
-    except SampleError as error:
-        return Problem(name, str(error))
+    for line, item in iterate_records(annotations, "an annotation file", build):
+        yield Problem(f"line {line.number}", str(item)) if isinstance(item, SampleError) else item

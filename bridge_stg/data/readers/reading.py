@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import SampleError
-from ..jsonl import read_json
+from ..jsonl import read_json, repeated_id
 from ..sample import GroundingSample
 from ..values import MOST_FRAMES, is_path, is_unicode, is_whole, shown, shown_list
 
@@ -106,7 +106,7 @@ def without_doubles(items: Iterable[Item]) -> Iterator[Item]:
     for item in items:
         if isinstance(item, GroundingSample):
             if item.id in seen:
-                yield Problem(item.id, f"id {shown(item.id)} was already used; ids must be unique.")
+                yield Problem(item.id, repeated_id(item.id))
                 continue
             seen.add(item.id)
         yield item

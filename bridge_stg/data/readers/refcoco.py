@@ -27,7 +27,7 @@ def read_refcoco(
 ) -> Iterator[Item]:
     """One sample of task "referring" a sentence: an image is a video of one frame, with one box.
 
-    A sample's id is "<ref_id>-<sent_id>". Pickles are read as data only (see `load_plain_pickle`).
+    A sample's id is `<ref_id>-<sent_id>`. Pickles are read as data only (see `load_plain_pickle`).
 
     Args:
         refs: `refs(unc).p`, `refs(google).p`, `refs(umd).p`, a JSON array of the same records, or a folder with one

@@ -29,7 +29,7 @@ def read_vidstg(
     """One sample a sentence, in the order of the file, captions before questions.
 
     `used_segment.end_fid` is the last frame of the clip, `temporal_gt.end_fid` the first after the event. Frames are
-    0-based frames of the VidOR video. A sample's id is "<vid>-<record>-caption-<i>" or "...-question-<i>".
+    0-based frames of the VidOR video. A sample's id is `<vid>-<record>-caption-<i>` or `...-question-<i>`.
 
     Args:
         annotations: the published JSON file.

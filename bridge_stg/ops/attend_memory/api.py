@@ -1,19 +1,16 @@
 """`attend_memory`: attention of a few query rows over a memory that is key and value at once.
 
-The cross-attention of a decoder layer with its projections absorbed (`modules.MemoryCrossAttention` does
-that): scores = (q W_k^T) x^T and out = (P x) W_v, so that keys and values are the same rows x.
+It is the cross-attention of a decoder layer whose projections are absorbed, as `modules.MemoryCrossAttention` does it:
+scores = (q W_k^T) x^T and out = (P x) W_v, so that keys and values are the same rows x.
 """
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..core.backends import Backend, choose_backend, register_backend
+from ...triton_kernels.attend_memory.records import AttentionInputs
+from ..core.backends import choose_backend
 from ..core.checks import (
     BOOLEAN,
     FLOATING,
@@ -25,14 +22,9 @@ from ..core.checks import (
     check_same_dtype,
     check_tensors,
 )
-from ..core.library import define_op, differentiate, refuse_gradient
 from ..core.modes import autocasts, refuse_transforms
-from ..core.native import native_backend
-from ..core.triton import triton_backend
-from .reference import accumulation_dtype, reference, reference_backward
-
-# What `memory_hub.share_memory` made: the hub of each shared memory.
-SHARED = WeakTensorKeyDictionary()
+from .registration import attend
+from .share_memory import SharedMemory
 
 
 def attend_memory(
@@ -99,20 +91,16 @@ def attend_memory(
     factor = check_number("attend_memory", "scale", scale)
     return_mass = check_flag("attend_memory", "return_mass", return_mass)
     refuse_transforms("attend_memory", query, memory, position, bias)
-    if check_flag("attend_memory", "validate", validate) and not query.is_meta:  # which has no values
+    if check_flag("attend_memory", "validate", validate) and not query.is_meta:  # meta tensors have no values
         _check_values(index, window, sizes["M"])
-    call = {"query": query, "memory": memory, "index": index, "window": window}
-    chosen = choose_backend("attend_memory", backend, query.device.type, **call)
-    inputs = (query, memory, position, bias)
-    stash = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    hub = SHARED.get(memory) if stash and not torch.compiler.is_compiling() else None
-    if hub is not None and index is None and window is None and hub.defers(position, chosen):
-        out, lse, mass = hub.attend(query, bias, key_mask, factor, return_mass, chosen)
+    inputs = AttentionInputs(query, memory, position, bias, key_mask, index, window, factor)
+    chosen = choose_backend("attend_memory", backend, query.device.type, inputs=inputs)
+    stash = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs[:4])
+    shared = SharedMemory.of(memory) if stash and not torch.compiler.is_compiling() else None
+    if shared is not None and shared.defers(inputs, chosen):
+        out, lse, mass = shared.attend(inputs, return_mass, chosen)
     else:
-        out, lse, mass, _ = cast(
-            tuple[Tensor, Tensor, Tensor, Tensor],
-            _forward_op(*inputs, key_mask, index, window, factor, return_mass, stash, chosen),
-        )
+        out, lse, mass, _ = attend(inputs, return_mass, stash, chosen)
     return (out, lse, mass.detach()) if return_mass else (out, lse)
 
 
@@ -125,149 +113,3 @@ def _check_values(index: Tensor | None, window: Tensor | None, rows: int) -> Non
     if window is not None and bool((window[..., 1] < window[..., 0]).any()):
         start, end = window[window[..., 1] < window[..., 0]][0].tolist()
         raise ValueError(f"attend_memory: window must have start <= end, got [{start}, {end}).")
-
-
-def _fake(
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    scale: float,
-    return_mass: bool,
-    stash: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, heads_queries, _ = query.shape
-    rows = memory.shape[1]
-    keys = rows if index is None else index.shape[1]
-    dtype = accumulation_dtype(query)
-    stashed = (batch, heads_queries, keys)
-    if backend == "native":
-        stashed = (batch, keys, (heads_queries + 15) // 16 * 16)
-    stash = stash and backend != "triton"  # it takes P again from lse
-    return (
-        query.new_empty(query.shape),
-        query.new_empty((batch, heads_queries), dtype=dtype),
-        query.new_empty((batch, rows) if return_mass else (0,), dtype=dtype),
-        query.new_empty(stashed if stash else (0,), dtype=dtype),
-    )
-
-
-def _fake_backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    *args: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    needed = args[-5:-1]
-    inputs = (query, memory, position, bias)
-    query_grad, memory_grad, position_grad, bias_grad = (
-        query.new_empty(0) if x is None or not need else x.new_empty(x.shape)
-        for x, need in zip(inputs, needed, strict=True)
-    )
-    return query_grad, memory_grad, position_grad, bias_grad
-
-
-_INPUTS = "Tensor query, Tensor memory, Tensor? position, Tensor? bias, Tensor? key_mask, Tensor? index, Tensor? window"
-_forward_op = define_op(
-    "attend_memory",
-    f"({_INPUTS}, float scale, bool return_mass, bool stash, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
-    _fake,
-    autocast_cast=(0, 1, 2),
-)
-_backward_op = define_op(
-    "attend_memory_backward",
-    f"(Tensor? grad_out, Tensor? grad_lse, {_INPUTS}, Tensor lse, Tensor probability, float scale, "
-    "bool need_query, bool need_memory, bool need_position, bool need_bias, str backend) "
-    "-> (Tensor, Tensor, Tensor, Tensor)",
-    _fake_backward,
-    backend_of="attend_memory",
-)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.set_materialize_grads(False)
-    out, lse, _, probability = output
-    # Triton takes P again from lse, and then needs rowsum(P * dP) = rowsum(out * dOut).
-    ctx.save_for_backward(*inputs[:7], lse, out if inputs[-1] == "triton" else probability)
-    ctx.scale = inputs[7]
-    ctx.backend = inputs[-1]
-
-
-def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, *rest: None) -> tuple[Tensor | None, ...]:
-    need = tuple(ctx.needs_input_grad[:4])
-    if grad_out is None and grad_lse is None:
-        return (None,) * 11
-    grads = cast(
-        tuple[Tensor, ...],
-        _backward_op(grad_out, grad_lse, *ctx.saved_tensors, ctx.scale, *need, ctx.backend),
-    )
-    return (*(grad if needed else None for grad, needed in zip(grads, need, strict=True)), *(None,) * 7)
-
-
-differentiate(_forward_op, _backward, _setup_context)
-refuse_gradient(_backward_op, "attend_memory is differentiable once: its gradient has no gradient.")
-register_backend(Backend("attend_memory", "reference", reference, reference_backward))
-
-
-def _native_limits(
-    query: Tensor, memory: Tensor, index: Tensor | None = None, window: Tensor | None = None
-) -> str | None:
-    if torch.float64 in (query.dtype, memory.dtype):
-        return "it takes torch.float32, torch.bfloat16 and torch.float16, got torch.float64"
-    if index is not None or window is not None:
-        return f"it attends to all rows of the memory in order, got {'an index' if window is None else 'a window'}"
-    return None
-
-
-register_backend(native_backend("attend_memory", has_backward=True, limits=_native_limits))
-
-
-def _triton_limits(
-    query: Tensor, memory: Tensor, index: Tensor | None = None, window: Tensor | None = None
-) -> str | None:
-    if torch.float64 in (query.dtype, memory.dtype):
-        return "it takes torch.float32, torch.bfloat16 and torch.float16, got torch.float64"
-    if query.shape[-1] > 512:
-        return f"it takes rows of at most 512 numbers (C), got {query.shape[-1]}"
-    return None
-
-
-register_backend(triton_backend("attend_memory", "attend_memory.forward", limits=_triton_limits))
-
-
-def _key_count(memory: Any, index: Any) -> int:
-    return memory[1] if index is None else index[1]
-
-
-@register_flop_formula(torch.ops.bridge_stg.attend_memory)
-def _flops(
-    query: Any, memory: Any, position: Any, bias: Any, key_mask: Any, index: Any, *args: Any, **kwargs: Any
-) -> int:
-    """Two products of [R, C] with [K, C] a clip; what masks and windows hide is counted."""
-    batch, rows, width = query
-    return 4 * batch * rows * _key_count(memory, index) * width
-
-
-@register_flop_formula(torch.ops.bridge_stg.attend_memory_backward)
-def _flops_backward(
-    grad_out: Any,
-    grad_lse: Any,
-    query: Any,
-    memory: Any,
-    position: Any,
-    bias: Any,
-    key_mask: Any,
-    index: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> int:
-    """The four products of the backward with P at hand; a backend that recomputes P does a fifth."""
-    batch, rows, width = query
-    return 8 * batch * rows * _key_count(memory, index) * width

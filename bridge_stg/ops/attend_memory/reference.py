@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from ...triton_kernels.attend_memory.records import AttentionBackward, AttentionInputs
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Keys:
         value, key: [B, K, C] rows of the memory, and the same with their position.
         bias: [B, K] or None.
         visible: [B, 1 or R, K] bool or None for all.
-        index: [B, K] rows of the memory with M for no key, or None for all rows in order.
+        index: [B, K] rows of the memory, M where a place of the list is no key; None for all rows in order.
     """
 
     value: Tensor
@@ -26,18 +30,11 @@ class Keys:
     index: Tensor | None
 
 
-def gather_keys(
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    dtype: torch.dtype,
-) -> Keys:
+def gather_keys(inputs: AttentionInputs) -> Keys:
     """Apply `index`, `key_mask` and `window`; rows that nobody may see become zeros."""
-    rows = memory.shape[1]
-    visible = key_mask
+    dtype = accumulation_dtype(inputs.query)
+    _, memory, position, bias, key_mask, index, window, _ = inputs
+    rows, visible = memory.shape[1], key_mask
     if index is not None:
         inside = (index >= 0) & (index < rows)
         index = torch.where(inside, index, 0) if rows else index[:, :0]
@@ -82,34 +79,24 @@ def softmax_and_lse(score: Tensor, may_hide: bool) -> tuple[Tensor, Tensor]:
     return probability, lse
 
 
-def reference(
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    scale: float,
-    return_mass: bool,
-    stash: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def reference(inputs: AttentionInputs, return_mass: bool, stash: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The definition of `attend_memory`, differentiable by autograd: (out, lse, mass, P).
 
     The mass is empty without `return_mass`, P [B, R, K] without `stash`.
     """
-    dtype = accumulation_dtype(query)
-    keys = gather_keys(memory, position, bias, key_mask, index, window, dtype)
-    score = score_keys(query.to(dtype), keys, scale)
+    query = inputs.query
+    keys = gather_keys(inputs)
+    score = score_keys(query.to(keys.value.dtype), keys, inputs.scale)
     probability, lse = softmax_and_lse(score, keys.visible is not None or keys.bias is not None)
     out = (probability @ keys.value).to(query.dtype)
     mass = lse.new_empty(0)
     if return_mass:
-        mass = _scatter_rows(probability.sum(dim=1)[:, :, None], keys.index, memory.shape[1])[:, :, 0]
+        mass = _scatter_rows(probability.sum(dim=1)[:, :, None], keys.index, inputs.memory.shape[1])[:, :, 0]
     return out, lse, mass, probability if stash else lse.new_empty(0)
 
 
 def accumulation_dtype(query: Tensor) -> torch.dtype:
+    """The dtype in which products of the query accumulate."""
     return torch.float64 if query.dtype == torch.float64 else torch.float32
 
 
@@ -124,63 +111,93 @@ def _scatter_rows(values: Tensor, index: Tensor | None, rows: int) -> Tensor:
     return total.view(batch, rows + 1, width)[:, :rows].contiguous()
 
 
-def reference_backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    index: Tensor | None,
-    window: Tensor | None,
-    lse: Tensor,
-    probability: Tensor,
-    scale: float,
-    need_query: bool,
-    need_memory: bool,
-    need_position: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, memory, position and bias; an empty tensor for one that is not needed.
+class StashedRows(NamedTuple):
+    """What one call adds to the gradient of its keys, where P is stashed.
 
-    With P from the forward (or taken again where it was not stashed) and dP = dOut x^T:
+    Attributes:
+        query: [B, R, C].
+        d_out: [B, R, C], or None for zeros.
+        probability, d_score: P and the gradient of the scores, [B, R, K] (laid out as the backend likes).
+        scale: factor by which the products of d_score are still to be multiplied.
+    """
+
+    query: Tensor
+    d_out: Tensor | None
+    probability: Tensor
+    d_score: Tensor
+    scale: float
+
+
+def reference_backward(call: AttentionBackward) -> tuple[Tensor | None, ...]:
+    """Gradients of query, memory, position and bias; None for one that is not needed.
+
+    With P from the forward (or computed again where it was not stashed) and dP = dOut x^T:
     dS = P * (dP - rowsum(P * dP) + dLse), dq = scale dS key, dkey = scale dS^T q, dx = P^T dOut + dkey,
     dposition = dkey, dbias = sum_rows dS.
     """
-    dtype, rows = accumulation_dtype(query), memory.shape[1]
-    keys = gather_keys(memory, position, bias, key_mask, index, window, dtype)
-    wide = query.to(dtype)
-    if probability.dim() != 3:
-        score = score_keys(wide, keys, scale)
-        probability, _ = softmax_and_lse(score, keys.visible is not None or keys.bias is not None)
-    d_out = None if grad_out is None else grad_out.to(dtype)
-    d_score = score_gradient(d_out, grad_lse, keys, lse, probability)
-    zero = d_score.new_zeros(())
-    d_query, d_memory, d_position, d_bias = (query.new_empty(0) for _ in range(4))  # no two may be one tensor
-    if need_query:
-        d_query = torch.baddbmm(zero, d_score, keys.key, beta=0, alpha=scale).to(query.dtype)
-    if need_memory or need_position:
-        d_key = torch.baddbmm(zero, d_score.transpose(1, 2), wide, beta=0, alpha=scale)
-        if need_position:
-            d_position = _scatter_rows(d_key, keys.index, rows).to(memory.dtype)
-        if need_memory:
-            d_rows = d_key if d_out is None else torch.baddbmm(d_key, probability.transpose(1, 2), d_out)
-            d_memory = _scatter_rows(d_rows, keys.index, rows).to(memory.dtype)
-    if need_bias:
-        assert bias is not None
-        d_bias = _scatter_rows(d_score.sum(dim=1)[:, :, None], keys.index, rows)[:, :, 0].to(bias.dtype)
+    keys, memory = gather_keys(call.inputs), call.inputs.memory
+    d_query, d_bias, rows = _row_gradients(call, keys)
+    d_memory = d_position = None
+    if call.need_memory or call.need_position:
+        grads = _key_gradients([rows], call.need_memory, call.need_position)
+        d_memory, d_position = (
+            None if grad is None else _scatter_rows(grad, keys.index, memory.shape[1]).to(memory.dtype)
+            for grad in grads
+        )
     return d_query, d_memory, d_position, d_bias
 
 
-def score_gradient(
-    d_out: Tensor | None, grad_lse: Tensor | None, keys: Keys, lse: Tensor, probability: Tensor
-) -> Tensor:
-    """dS [B, R, K] from dOut [B, R, C] in the dtype of P [B, R, K], and dLse [B, R]."""
+def stashed_layer_backward(call: AttentionBackward) -> tuple[Tensor | None, Tensor | None, StashedRows]:
+    """Gradients of query and bias where needed, and what `stashed_memory_backward` takes of this call."""
+    return _row_gradients(call, gather_keys(call.inputs))
+
+
+def stashed_memory_backward(
+    layers: Sequence[StashedRows], memory: Tensor, position: Tensor | None, need_position: bool
+) -> tuple[Tensor, Tensor | None]:
+    """d memory and, where it is needed, d position: sums over layers, in the dtype of accumulation."""
+    d_memory, d_position = _key_gradients(layers, True, need_position)
+    assert d_memory is not None
+    return d_memory, d_position
+
+
+def _row_gradients(call: AttentionBackward, keys: Keys) -> tuple[Tensor | None, Tensor | None, StashedRows]:
+    query, bias, scale = call.inputs.query, call.inputs.bias, call.inputs.scale
+    wide, probability = query.to(keys.value.dtype), call.saved
+    if probability.dim() != 3:
+        may_hide = keys.visible is not None or keys.bias is not None
+        probability, _ = softmax_and_lse(score_keys(wide, keys, scale), may_hide)
+    d_out = None if call.grad_out is None else call.grad_out.to(wide.dtype)
     d_score = torch.zeros_like(probability)
     if d_out is not None:
         d_probability = d_out @ keys.value.transpose(1, 2)
         d_score = torch.ops.aten._softmax_backward_data(d_probability, probability, -1, probability.dtype)
-    if grad_lse is not None:
-        d_score = d_score + probability * grad_lse.masked_fill(lse == -torch.inf, 0.0)[..., None]
-    return d_score
+    if call.grad_lse is not None:
+        d_score = d_score + probability * call.grad_lse.masked_fill(call.lse == -torch.inf, 0.0)[..., None]
+    d_query = d_bias = None
+    if call.need_query:
+        d_query = torch.baddbmm(d_score.new_zeros(()), d_score, keys.key, beta=0, alpha=scale).to(query.dtype)
+    if call.need_bias:
+        assert bias is not None
+        d_bias = _scatter_rows(d_score.sum(dim=1)[:, :, None], keys.index, bias.shape[1])[:, :, 0].to(bias.dtype)
+    return d_query, d_bias, StashedRows(wide, d_out, probability, d_score, scale)
+
+
+def _key_gradients(
+    layers: Sequence[StashedRows], need_memory: bool, need_position: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """d key = sum over layers of scale dS^T q, and d memory = d key + sum of P^T dOut: (d memory, d key), [B, K, C].
+
+    The sums are taken in place, which measures faster than one product of all layers' rows put side by side.
+    """
+    first = layers[0]
+    total = first.query.new_empty((first.query.shape[0], first.d_score.shape[2], first.query.shape[2]))
+    for i, layer in enumerate(layers):
+        total.baddbmm_(layer.d_score.transpose(1, 2), layer.query, beta=1 if i else 0, alpha=layer.scale)
+    if not need_memory:
+        return None, total
+    d_key = total.clone() if need_position else None
+    for layer in layers:
+        if layer.d_out is not None:
+            total.baddbmm_(layer.probability.transpose(1, 2), layer.d_out)
+    return total, d_key

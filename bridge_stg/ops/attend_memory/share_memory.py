@@ -1,24 +1,22 @@
-"""`share_memory`: the gradient of a memory that many layers attend to, made once in place of once a layer.
+"""`share_memory`: the gradient of a memory that many layers attend to, computed once in place of once a layer.
 
-A layer that attends to a shared memory leaves what its part of the gradient needs (a few rows), and returns none.
-The parts of all layers are summed by one computation, in the backward of a tap that every layer took the memory from:
-autograd runs it after all of theirs.
+A layer that attends to a shared memory returns no gradient of it. It leaves the rows that this gradient is computed
+from. Every layer takes the memory through one gradient barrier, an identity of autograd whose backward runs after those
+of all layers and sums what they left.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, cast, overload
+from typing import Any, NamedTuple, Self, cast, overload
 
 import torch
 from torch import Tensor
 
+from ...triton_kernels.attend_memory.records import AttentionBackward, AttentionInputs
 from ..core.checks import FLOATING, Expect, check_same_dtype, check_tensors
 from ..core.modes import autocasts, refuse_transforms, without_autocast
-from ..core.triton import kernels
-from .api import SHARED, _backward_op, _forward_op
-from .reference import gather_keys, score_gradient
+from .registration import SHARED_BACKENDS, attend, attend_backward, saved_for_backward
 
 
 @overload
@@ -34,16 +32,17 @@ def share_memory(memory: Tensor, position: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def share_memory(memory: Tensor, position: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-    """The memory, for several `attend_memory` calls that share one computation of its gradient.
+    """Share one computation of the gradient of a memory among several `attend_memory` calls.
 
-    Give what is returned to every layer in place of the memory (and of the position); nothing else changes. All of it
-    are ordinary tensors, equal to what was given. Other ops may use them too, and their gradients are added.
+    Give what is returned to every layer in place of the memory (and of the position); nothing else changes. These are
+    ordinary tensors, equal to what was given. Other ops may use them too, and their gradients are added.
 
-    A layer's gradient is deferred where it calls `attend_memory`, or a module over it, with this very memory, and with
-    this very position or without one if none is shared. Otherwise that layer makes its own gradient, as it does for
-    any tensor: with `index` or `window`, after an op that makes another tensor of the memory (a transpose, the detach
-    of reentrant checkpointing), in `torch.compile` and `torch.export`, on fake tensors, under `create_graph=True`, and
-    on a backend without a deferred gradient. The results agree up to rounding.
+    The memory that is returned carries a handle (`SharedMemory`). A layer leaves its gradient to the common computation
+    where it calls `attend_memory`, or a module over it, with this memory, and with this position or without one if none
+    is shared. Otherwise the layer computes its own gradient, as for any tensor: with `index` or `window`; with a tensor
+    that an op made from the memory (a transpose, the detach of reentrant checkpointing) or that was changed in place;
+    in `torch.compile` and `torch.export`, on fake tensors, and under `create_graph=True`. The results agree up to
+    rounding.
 
     Under autocast the memory and the position are converted once, here.
 
@@ -70,10 +69,9 @@ def share_memory(memory: Tensor, position: Tensor | None = None) -> Tensor | tup
     check_same_dtype("share_memory", "memory", memory, position=position)
     wanted = memory.requires_grad or (position is not None and position.requires_grad)
     if wanted and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        # The caller gets views: a gradient taken or hooked there is whole, since the tap lies behind them.
+        # The caller gets views: a gradient taken or hooked there is whole, since the barrier lies behind them.
         memory, position = memory.view_as(memory), None if position is None else position.view_as(position)
-        pending = _Pending()
-        SHARED[memory] = MemoryHub(position, pending, *_Tap.apply(pending, memory, position))
+        SharedMemory(memory, position).attach(memory)
     return memory if position is None else (memory, position)
 
 
@@ -81,67 +79,88 @@ def _autocast(x: Tensor, device: str) -> Tensor:
     return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
 
 
-@dataclass(frozen=True)
-class MemoryHub:
-    """What `attend_memory` looks up for a shared memory.
+class MemoryHandle:
+    """What a memory carries, as an attribute, for the layers that attend to it.
 
-    Attributes:
-        position: the position that is shared, or None.
-        pending: where layers leave their rows.
-        tap, position_tap: memory and position as the layers take them.
+    It belongs to one tensor and lives as long as that. Tensors computed from the memory do not carry it. A copy of the
+    memory, or the memory after a change in place, has another node of autograd, and the handle is not used.
     """
 
-    position: Tensor | None
-    pending: _Pending
-    tap: Tensor
-    position_tap: Tensor | None
+    _ATTRIBUTE = "_bridge_stg_memory_handle"
+    _node: Any
 
-    def defers(self, position: Tensor | None, backend: str) -> bool:
-        """Whether the gradient of a call with this position, on this backend, can be left to the tap."""
-        return position is self.position and backend in HUB_BACKENDS
+    def attach(self, memory: Tensor) -> None:
+        """Make `memory` carry this handle."""
+        self._node = memory.grad_fn
+        setattr(memory, self._ATTRIBUTE, self)
 
-    def attend(
-        self,
-        query: Tensor,
-        bias: Tensor | None,
-        key_mask: Tensor | None,
-        scale: float,
-        return_mass: bool,
-        backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(out, lse, mass) of `attend_memory`."""
+    @classmethod
+    def of(cls, memory: Tensor) -> Self | None:
+        """The handle of this class that `memory` carries, or None."""
+        handle = getattr(memory, cls._ATTRIBUTE, None)
+        return handle if isinstance(handle, cls) and handle._node is memory.grad_fn else None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # torch.save writes the attributes of a tensor. A set is what torch.load with weights_only=True reads.
+        return set, ()
+
+
+class SharedMemory(MemoryHandle):
+    """The handle of a memory that `share_memory` returned.
+
+    Attributes:
+        position: the position that is shared with the memory, or None.
+    """
+
+    def __init__(self, memory: Tensor, position: Tensor | None) -> None:
+        self.position = position
+        self._deferred = _DeferredRows()
+        self._behind_barrier = _GradientBarrier.apply(self._deferred, memory, position)
+
+    def defers(self, inputs: AttentionInputs, backend: str) -> bool:
+        """Whether a call on this backend can leave the gradient of the memory to the barrier."""
+        listed = inputs.index is not None or inputs.window is not None
+        return not listed and inputs.position is self.position and backend in SHARED_BACKENDS
+
+    def attend(self, inputs: AttentionInputs, return_mass: bool, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (out, lse, mass) of `attend_memory`."""
+        query = inputs.query
         if autocasts(query.device.type):
             query = _autocast(query, query.device.type)
-        options = (key_mask, scale, return_mass, backend, self.pending)
-        return cast(tuple[Tensor, Tensor, Tensor], _Attend.apply(query, self.tap, bias, self.position_tap, *options))
+        layer = _Layer(inputs.scale, return_mass, backend, self._deferred)
+        results = _Attend.apply(query, *self._behind_barrier, inputs.bias, inputs.key_mask, layer)
+        return cast(tuple[Tensor, Tensor, Tensor], results)
+
+
+class _Layer(NamedTuple):
+    """What `_Attend` takes besides tensors; `deferred` is where the layer leaves its rows."""
+
+    scale: float
+    return_mass: bool
+    backend: str
+    deferred: _DeferredRows
 
 
 class _Attend(torch.autograd.Function):
-    """One layer: `attend_memory`, whose gradient of the memory is left to the tap."""
+    """`attend_memory` of one layer, which leaves the gradient of the memory to the barrier."""
 
     @staticmethod
     def forward(
         ctx: Any,
         query: Tensor,
-        tap: Tensor,
+        memory: Tensor,
+        position: Tensor | None,
         bias: Tensor | None,
-        position_tap: Tensor | None,
         key_mask: Tensor | None,
-        scale: float,
-        return_mass: bool,
-        backend: str,
-        pending: _Pending,
+        layer: _Layer,
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        memory = tap.to(query.dtype)
-        position = None if position_tap is None else position_tap.to(query.dtype)
-        out, lse, mass, probability = _forward_op(
-            query, memory, position, bias, key_mask, None, None, scale, return_mass, True, backend
-        )
-        saved = out if backend == "triton" else probability
-        ctx.save_for_backward(query, memory, position, bias, key_mask, lse, saved)
+        ctx.layer, ctx.dtype = layer, memory.dtype
+        memory, position = memory.to(query.dtype), None if position is None else position.to(query.dtype)
+        inputs = AttentionInputs(query, memory, position, bias, key_mask, None, None, layer.scale)
+        out, lse, mass, probability = attend(inputs, layer.return_mass, True, layer.backend)
+        ctx.save_for_backward(*inputs[:5], lse, saved_for_backward(out, probability, layer.backend))
         ctx.mark_non_differentiable(mass)
-        ctx.scale, ctx.backend, ctx.pending, ctx.dtype = scale, backend, pending, tap.dtype
         return out, lse, mass
 
     @staticmethod
@@ -149,34 +168,32 @@ class _Attend(torch.autograd.Function):
         ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, grad_mass: None
     ) -> tuple[Tensor | None, ...]:
         if grad_out is None and grad_lse is None:
-            return (None,) * 9
-        saved = ctx.saved_tensors  # unpacked once: under checkpointing that runs the forward again
-        query, memory, position, *_ = saved
-        need_query, need_memory, need_bias, need_position = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(query):
-            need = (need_query, need_memory, need_position, need_bias)
-            tensors = (*saved[:5], None, None, *saved[5:])
-            grads = _backward_op(grad_out, grad_lse, *tensors, ctx.scale, *need, ctx.backend)
-            d_query, d_memory, d_position, d_bias = (g if n else None for g, n in zip(grads, need, strict=True))
-            d_memory, d_position = (None if g is None else g.to(ctx.dtype) for g in (d_memory, d_position))
-            return d_query, d_memory, d_bias, d_position, *(None,) * 5
-        with without_autocast(query.device.type):
-            d_query, d_bias, rows = HUB_BACKENDS[ctx.backend].layer_backward(
-                grad_out, grad_lse, *saved, ctx.scale, need_query, need_bias
-            )
-        # A run that is asked for other gradients alone (`inputs=`) leaves the tap out.
+            return (None,) * 6
+        *tensors, lse, saved = ctx.saved_tensors  # unpacked once: under checkpointing that runs the forward again
+        inputs = AttentionInputs(*tensors, None, None, ctx.layer.scale)
+        call = AttentionBackward(inputs, grad_out, grad_lse, lse, saved, *ctx.needs_input_grad[:4])
+        backend = ctx.layer.backend
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(inputs.query):
+            d_query, d_memory, d_position, d_bias = attend_backward(call, backend)
+            d_memory, d_position = (None if x is None else x.to(ctx.dtype) for x in (d_memory, d_position))
+            return d_query, d_memory, d_position, d_bias, None, None
+        with without_autocast(inputs.query.device.type):
+            d_query, d_bias, rows = SHARED_BACKENDS[backend].layer_backward(call)
+        # A run that is asked for other gradients alone (`inputs=`) leaves the barrier out.
         if torch._C._will_engine_execute_node(ctx.next_functions[1][0]):
-            ctx.pending.add(ctx.backend, rows, memory, position)
-        return d_query, None, d_bias, *(None,) * 6
+            ctx.layer.deferred.add(backend, rows, inputs)
+        return d_query, None, None, d_bias, None, None
 
 
-class _Tap(torch.autograd.Function):
-    """Memory and position as the layers take them; its backward sums what they left."""
+class _GradientBarrier(torch.autograd.Function):
+    """The identity of memory and position; its backward adds the gradients that the layers left to it."""
 
     @staticmethod
-    def forward(ctx: Any, pending: _Pending, memory: Tensor, position: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        ctx: Any, deferred: _DeferredRows, memory: Tensor, position: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         ctx.set_materialize_grads(False)
-        ctx.pending, ctx.dtype = pending, memory.dtype
+        ctx.deferred, ctx.dtype = deferred, memory.dtype
         return memory.view_as(memory), None if position is None else position.view_as(position)
 
     @staticmethod
@@ -184,10 +201,10 @@ class _Tap(torch.autograd.Function):
         ctx: Any, grad_memory: Tensor | None, grad_position: Tensor | None = None
     ) -> tuple[None, Tensor | None, Tensor | None]:
         _, need_memory, need_position = ctx.needs_input_grad
-        for backend, part in ctx.pending.take():
-            with without_autocast(part.memory.device.type):
-                d_memory, d_position = HUB_BACKENDS[backend].memory_backward(
-                    part.rows, part.memory, part.position, need_position
+        for group in ctx.deferred.take():
+            with without_autocast(group.memory.device.type):
+                d_memory, d_position = SHARED_BACKENDS[group.backend].memory_backward(
+                    group.rows, group.memory, group.position, need_position
                 )
             grad_memory = _add(grad_memory, d_memory.to(ctx.dtype))
             if d_position is not None:
@@ -205,202 +222,43 @@ def _add(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 @dataclass
-class _Part:
+class _Group:
     """Rows of the layers that ran on one backend in one dtype, and the memory as they saw it."""
 
+    backend: str
     memory: Tensor
     position: Tensor | None
-    rows: list[Any] = field(default_factory=list)
+    rows: list[tuple[Any, ...]] = field(default_factory=list)
     stream: Any = None
 
+    def follow_stream(self) -> None:
+        """Make the current stream wait for the one that computed the rows: autograd does so for gradients only."""
+        if not self.memory.is_cuda:
+            return
+        stream = torch.cuda.current_stream(self.memory.device)
+        if self.stream not in (None, stream):
+            stream.wait_stream(self.stream)
+            for x in (y for rows in self.rows for y in rows if isinstance(y, Tensor)):
+                x.record_stream(stream)
+        self.stream = stream
 
-class _Pending:
-    """Rows that layers have left in a backward run that has not reached the tap, by run."""
+
+class _DeferredRows:
+    """Rows that layers left in the runs of backward that have not reached the barrier yet."""
 
     def __init__(self) -> None:
-        self._runs: dict[int, dict[tuple[str, torch.dtype], _Part]] = {}
+        self._runs: dict[int, dict[tuple[str, torch.dtype], _Group]] = {}
 
-    def add(self, backend: str, rows: Any, memory: Tensor, position: Tensor | None) -> None:
+    def add(self, backend: str, rows: tuple[Any, ...], inputs: AttentionInputs) -> None:
+        """Leave the rows of one layer in the current run."""
         run = self._runs.setdefault(torch._C._current_graph_task_id(), {})
-        part = run.setdefault((backend, memory.dtype), _Part(memory, position))
-        if memory.is_cuda:
-            self._follow(part, memory.device)
-        part.rows.append(rows)
+        group = run.setdefault((backend, inputs.memory.dtype), _Group(backend, inputs.memory, inputs.position))
+        group.follow_stream()
+        group.rows.append(rows)
 
-    def _follow(self, part: _Part, device: torch.device) -> None:
-        """Order what was left on one stream before what uses it on another; autograd does so for gradients only."""
-        stream = torch.cuda.current_stream(device)
-        if part.stream not in (None, stream):
-            stream.wait_stream(part.stream)
-            for x in (y for rows in part.rows for y in rows if isinstance(y, Tensor)):
-                x.record_stream(stream)
-        part.stream = stream
-
-    def take(self) -> list[tuple[str, _Part]]:
-        run = self._runs.pop(torch._C._current_graph_task_id(), {})
-        for part in run.values():
-            if part.memory.is_cuda:
-                self._follow(part, part.memory.device)
-        return [(backend, part) for (backend, _), part in run.items()]
-
-
-class HubBackend(NamedTuple):
-    """How a backend of `attend_memory` defers the gradient of the memory.
-
-    Attributes:
-        layer_backward: called as (grad_out, grad_lse, query, memory, position, bias, key_mask, lse, saved, scale,
-            need_query, need_bias); gives (d_query, d_bias, rows), where rows is a tuple that memory_backward reads.
-            `saved` is the P of the forward as that backend stashed it, or out for "triton".
-        memory_backward: called as (list of rows, memory, position, need_position); gives d_memory, and d_position
-            where it is needed, else None.
-    """
-
-    layer_backward: Callable[..., tuple[Tensor | None, Tensor | None, tuple[Any, ...]]]
-    memory_backward: Callable[[Sequence[Any], Tensor, Tensor | None, bool], tuple[Tensor, Tensor | None]]
-
-
-class StashedRows(NamedTuple):
-    """What a layer leaves where P was stashed.
-
-    Attributes:
-        query: [B, R, C].
-        d_out: [B, R, C] or None.
-        probability, d_score: [B, R, M].
-        scale: factor on the products.
-    """
-
-    query: Tensor
-    d_out: Tensor | None
-    probability: Tensor
-    d_score: Tensor
-    scale: float
-
-
-def stashed_layer_backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    lse: Tensor,
-    saved: Tensor,
-    scale: float,
-    need_query: bool,
-    need_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, StashedRows]:
-    """The part of `reference_backward` that a layer does itself."""
-    keys = gather_keys(memory, position, bias, key_mask, None, None, saved.dtype)
-    wide = query.to(saved.dtype)
-    d_out = None if grad_out is None else grad_out.to(saved.dtype)
-    d_score = score_gradient(d_out, grad_lse, keys, lse, saved)
-    d_query = d_bias = None
-    if need_query:
-        d_query = torch.baddbmm(d_score.new_zeros(()), d_score, keys.key, beta=0, alpha=scale).to(query.dtype)
-    if need_bias:
-        assert bias is not None
-        d_bias = d_score.sum(dim=1).to(bias.dtype)
-    return d_query, d_bias, StashedRows(wide, d_out, saved, d_score, scale)
-
-
-def stashed_memory_backward(
-    layers: Sequence[StashedRows], memory: Tensor, position: Tensor | None, need_position: bool
-) -> tuple[Tensor, Tensor | None]:
-    """d key = sum over layers of scale dS^T q, d memory = d key + sum of P^T dOut; in the dtype of accumulation.
-
-    Added up in place, which measures faster than one product of all layers' rows put side by side.
-    """
-    total = torch.empty(memory.shape, dtype=layers[0].query.dtype, device=memory.device)
-    for i, layer in enumerate(layers):
-        total.baddbmm_(layer.d_score.transpose(1, 2), layer.query, beta=1 if i else 0, alpha=layer.scale)
-    d_position = total.clone() if need_position else None
-    for layer in layers:
-        if layer.d_out is not None:
-            total.baddbmm_(layer.probability.transpose(1, 2), layer.d_out)
-    return total, d_position
-
-
-def _triton_layer_backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    lse: Tensor,
-    saved: Tensor,
-    scale: float,
-    need_query: bool,
-    need_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, tuple[Any, ...]]:
-    backward, layer = kernels("attend_memory.backward"), kernels("attend_memory.shared_backward").HubLayer
-    query = query.contiguous()
-    d_out = torch.zeros_like(query) if grad_out is None else grad_out.contiguous()
-    d_query = d_bias = None
-    with torch.cuda.device_of(query):
-        delta = backward.row_delta(d_out, saved, grad_lse)
-        if need_query or need_bias:
-            d_query, d_bias = backward.query_gradients(
-                query, d_out, lse, delta, memory, position, bias, key_mask, None, None, scale, need_bias
-            )
-    return d_query, d_bias if need_bias else None, layer(query, d_out, lse, delta, bias, key_mask, scale)
-
-
-def _triton_memory_backward(
-    layers: Sequence[Any], memory: Tensor, position: Tensor | None, need_position: bool
-) -> tuple[Tensor, Tensor | None]:
-
-    return kernels("attend_memory.shared_backward").hub_backward(layers, memory, position, need_position)
-
-
-def _native_layer_backward(
-    grad_out: Tensor | None,
-    grad_lse: Tensor | None,
-    query: Tensor,
-    memory: Tensor,
-    position: Tensor | None,
-    bias: Tensor | None,
-    key_mask: Tensor | None,
-    lse: Tensor,
-    saved: Tensor,
-    scale: float,
-    need_query: bool,
-    need_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, tuple[Any, ...]]:
-    wide = query.float().contiguous()
-    d_out = saved.new_empty(0) if grad_out is None else grad_out.float().contiguous()
-    d_query, d_bias, d_score = torch.ops.bridge_stg_native.attend_memory_layer_backward.default(
-        None if grad_out is None else d_out,
-        grad_lse,
-        wide,
-        memory,
-        position,
-        bias,
-        key_mask,
-        lse,
-        saved,
-        scale,
-        need_query,
-        need_bias,
-    )
-    rows = (saved, d_score, wide, d_out)
-    return d_query.to(query.dtype) if need_query else None, d_bias if need_bias else None, rows
-
-
-def _native_memory_backward(
-    layers: Sequence[Any], memory: Tensor, position: Tensor | None, need_position: bool
-) -> tuple[Tensor, Tensor | None]:
-    parts = [list(part) for part in zip(*layers, strict=True)]  # P, d score, query, d out of all layers
-    d_memory, d_position = torch.ops.bridge_stg_native.attend_memory_shared_backward.default(
-        memory, *parts, need_position
-    )
-    return d_memory, d_position if need_position else None
-
-
-HUB_BACKENDS: dict[str, HubBackend] = {
-    "native": HubBackend(_native_layer_backward, _native_memory_backward),
-    "reference": HubBackend(stashed_layer_backward, stashed_memory_backward),
-    "triton": HubBackend(_triton_layer_backward, _triton_memory_backward),
-}
+    def take(self) -> list[_Group]:
+        """Take all rows of the current run."""
+        groups = list(self._runs.pop(torch._C._current_graph_task_id(), {}).values())
+        for group in groups:
+            group.follow_stream()
+        return groups

@@ -1,1 +1,1 @@
-"""What all ops share: checks, backends, registration, the compiled libraries, Triton."""
+"""What all ops share: argument checks, backends, registration, the compiled libraries, Triton."""

@@ -1,4 +1,4 @@
-"""Which implementations of each op exist, which of them run here, and why the others do not."""
+"""The table of implementations of each op: which of them run here, and why the others do not."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ class Backend:
         op: name of the op, as in `torch.ops.bridge_stg.<op>`.
         name: "reference", "native", "triton" or "cuda".
         devices: device types it runs on; empty for any.
-        forward, backward: kernels with the arguments of the registered op, less its last one (`backend`).
+        forward, backward: kernels with the arguments of the registered op without its last one (`backend`), as
+            the op's `pack` returns them (`define_op`).
         only_if_asked: device types it runs on only when it is requested by name.
         obstacle: returns why the backend cannot run in this installation, None if it can.
         limits: given what the op passes to `choose_backend` about a call, returns why this call is beyond the
             backend ("it takes float32 and bfloat16, got torch.float64"), None if it is not. Looks at shapes and
             dtypes only, so that it can be traced.
+        flat: whether the kernels take the arguments of the schema as they are, as compiled ones do.
     """
 
     op: str
@@ -33,11 +35,12 @@ class Backend:
     only_if_asked: tuple[str, ...] = ()
     obstacle: Callable[[], str | None] = field(default=lambda: None)
     limits: Callable[..., str | None] = field(default=lambda **call: None)
+    flat: bool = False
 
 
 @dataclass(frozen=True)
 class BackendStatus:
-    """One line of `backends()`. `reason` says why `usable` is False, and is None otherwise."""
+    """One line of `backends()`. `reason` says why the backend is not usable; it is None where it is."""
 
     op: str
     name: str
@@ -47,7 +50,7 @@ class BackendStatus:
 
 
 _REGISTRY: dict[str, dict[str, Backend]] = {}
-# What `backend=None` picks is the first of these that can run.
+# `backend=None` picks the first of these that can run.
 _ORDER = ("cuda", "native", "triton", "reference")
 
 
@@ -80,7 +83,7 @@ def choose_backend(op: str, requested: str | None, device_type: str, **call: Any
         call: what the backends' `limits` decide by.
 
     Raises:
-        TypeError: a request that is no name.
+        TypeError: the request is not a string.
         ValueError: the requested backend does not exist, cannot run here, or does not run this call.
     """
     candidates = _REGISTRY[op]

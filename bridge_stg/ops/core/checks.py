@@ -1,4 +1,4 @@
-"""Argument checks shared by the ops: one table of expected shapes and dtypes per call, sentences on failure."""
+"""Argument checks of the ops: a table of expected shapes and dtypes for each call, and one sentence on failure."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ def check_tensors(op: str, *table: Expect) -> dict[str, int]:
         axes = expect.shape.split()
         if value.dim() != len(axes):
             raise ValueError(
-                f"{op}: {name} must have shape [{', '.join(axes)}], got {value.dim()} axes {_shape(value)}."
+                f"{op}: {name} must have shape [{', '.join(axes)}], got {value.dim()} axes {list(value.shape)}."
             )
         for axis, size in zip(axes, value.shape, strict=True):
             if axis.isdigit():
                 if size != int(axis):
-                    raise ValueError(f"{op}: {name} must have shape [{', '.join(axes)}], got {_shape(value)}.")
+                    raise ValueError(f"{op}: {name} must have shape [{', '.join(axes)}], got {list(value.shape)}.")
             elif axis not in sizes:
                 sizes[axis], owner[axis] = size, name
             elif size != sizes[axis]:
                 raise ValueError(
                     f"{op}: {name} must have shape [{', '.join(axes)}] with {axis}={sizes[axis]} "
-                    f"(from {owner[axis]}), got {_shape(value)}."
+                    f"(from {owner[axis]}), got {list(value.shape)}."
                 )
         if first is None:
             first = expect
@@ -90,7 +90,7 @@ def check_same_dtype(op: str, name: str, value: Tensor, **others: Tensor | None)
 
 
 def check_choice(op: str, name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    """Raise unless `value` is one of the strings in `allowed`: TypeError for what is no string, else ValueError."""
+    """Raise TypeError unless `value` is a string, and ValueError unless it is one of `allowed`."""
     if not isinstance(value, str) or value not in allowed:
         problem = ValueError if isinstance(value, str) else TypeError
         raise problem(f"{op}: {name} must be one of {', '.join(map(repr, allowed))}, got {shorten(value)}.")
@@ -106,10 +106,11 @@ def check_flag(op: str, name: str, value: Any) -> bool:
 def check_integer(op: str, name: str, value: Any, low: int, high: int = INT64_MAX, meaning: str = "") -> int:
     """Return `value` as an int if it is an integer in low..high, of Python or NumPy.
 
-    While a graph is traced a bound that depends on a dynamic size is left to the kernels: asking would fix the size.
+    While a graph is traced, the kernels check a bound that depends on a dynamic size: comparing it here would make the
+    size static.
 
     Args:
-        meaning: says in brackets what the bound is.
+        meaning: what the bound is, for the message.
 
     Raises:
         TypeError: not an integer; a bool is none.
@@ -134,7 +135,7 @@ def check_integer(op: str, name: str, value: Any, low: int, high: int = INT64_MA
 
 
 def check_number(op: str, name: str, value: Any) -> float:
-    """Return `value` as a float if it is a number, of Python or NumPy, that float32 holds: the kernels compute in it.
+    """Return `value` as a float if it is a number, of Python or NumPy, that float32 holds; kernels compute in float32.
 
     Raises:
         TypeError: not a real number; a bool is none.
@@ -153,12 +154,8 @@ def check_number(op: str, name: str, value: Any) -> float:
 
 
 def shorten(value: Any) -> str:
-    """How an error names a value: a number or a short string as it is written, anything else by its type."""
+    """Text that names a value in an error: numbers and strings as they are written, anything else by its type."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 128:
         return f"an int of {value.bit_length()} bits"
     text = repr(value) if isinstance(value, (bool, str, numbers.Number, torch.SymInt)) else type(value).__name__
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _shape(value: Tensor) -> str:
-    return str(list(value.shape))

@@ -1,4 +1,4 @@
-"""Where the ops meet `torch.library`: one helper that defines, implements, fakes and autocasts an op."""
+"""Registration of the ops in `torch.library`: schema, kernels, fake, autocast and gradient of an op."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def define_op(
     schema: str,
     fake: Callable[..., Any],
     *,
+    pack: Callable[..., dict[str, Any]] | None = None,
     backend_of: str | None = None,
     autocast_cast: tuple[int, ...] = (),
 ) -> OpOverload:
@@ -35,23 +36,33 @@ def define_op(
     op runs with autocast disabled, so that a kernel's own matmuls keep the precision it asks for.
 
     Args:
+        fake: returns empty outputs of the right shapes, dtypes and strides. It takes the arguments of the schema, or
+            what `pack` returns.
+        pack: takes the arguments of the schema without `backend` by their names, and returns those of `fake` and of
+            the backends by theirs; a schema is flat, backends take records. None where they are the same.
         backend_of: for a backward op, the op whose table entry holds it as `backward`.
         autocast_cast: positions of the tensor arguments that autocast converts to its dtype (float64 excepted).
     """
+    LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+    op: OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    names = [argument.name for argument in op._schema.arguments[:-1]]
+
+    def call(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        return function(*args) if pack is None else function(**pack(**dict(zip(names, args, strict=True))))
 
     def kernel(*args: Any) -> Any:
         refuse_transforms(backend_of or name, *(x for x in args if isinstance(x, Tensor)))
-        if backend_of is None:
-            return find_backend(name, args[-1]).forward(*args[:-1])
-        backward = find_backend(backend_of, args[-1]).backward
-        assert backward is not None, f"{backend_of} registered backend {args[-1]!r} without a backward"
-        return backward(*args[:-1])
+        backend = find_backend(backend_of or name, args[-1])
+        function = backend.backward if backend_of else backend.forward
+        assert function is not None, f"{backend_of} registered backend {args[-1]!r} without a backward"
+        return function(*args[:-1]) if backend.flat else call(function, args[:-1])
 
-    LIBRARY.define(f"{name}{schema}", tags=torch.Tag.pt2_compliant_tag)
+    def fake_kernel(*args: Any) -> Any:
+        return fake(*args) if pack is None else call(fake, args[:-1])
+
     for key in _DEVICES.values():
         LIBRARY.impl(name, kernel, key)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=LIBRARY)
-    op: OpOverload = getattr(getattr(torch.ops, NAMESPACE), name).default
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake_kernel, lib=LIBRARY)
     for device, key in _DEVICES.items():
         LIBRARY.impl(name, _autocast_kernel(op, device, autocast_cast), f"Autocast{key}", with_keyset=True)
     return op
@@ -77,7 +88,7 @@ def differentiate(op: OpOverload, backward: Callable[..., Any], setup_context: C
 
 
 def refuse_gradient(op: OpOverload, reason: str) -> None:
-    """Make a backward pass through `op` raise with `reason`, in place of a silently wrong gradient."""
+    """Make a backward pass through `op` raise NotImplementedError with `reason`; it would be silently wrong."""
 
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotImplementedError(reason)

@@ -1,4 +1,4 @@
-"""The modes of torch that surround a call: autocast, which not every device has, and the transforms of derivatives."""
+"""The modes of torch that a call may be made in: autocast, forward-mode and functional differentiation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 
 
 def autocasts(device_type: str) -> bool:
-    """Whether autocast is on for a device; never for "meta", which has none."""
+    """Whether autocast is on for a device; the "meta" device has none."""
     # torch.amp.is_autocast_available would break a graph of torch 2.11.
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
@@ -39,9 +39,9 @@ def differentiates_functionally(*tensors: Tensor | None) -> bool:
 
 
 def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
-    """Raise NotImplementedError where a derivative is asked for that a registered op has not.
+    """Raise NotImplementedError where the caller asks for a derivative that a registered op does not have.
 
-    It would drop a tangent in silence, and answers `torch.func.grad` with an error about the inside of torch.
+    Torch itself would drop a tangent silently, and answer `torch.func.grad` with an error about its internals.
     """
     if differentiates_forward():
         for x in tensors:

@@ -43,6 +43,7 @@ def native_backend(
         devices=(device_type,),
         obstacle=functools.partial(library_obstacle, device_type),
         limits=limits,
+        flat=True,
     )
 
 

@@ -17,11 +17,11 @@ from .backends import Backend
 def triton_backend(op: str, module: str, limits: Callable[..., str | None] = lambda **call: None) -> Backend:
     """The backend "triton" of `op`: `forward` and `backward` of a module of `triton_kernels`.
 
-    Under the interpreter it runs on CPU tensors too, when asked for by name.
+    Triton's interpreter runs it on CPU tensors too, when the call names this backend.
     """
 
-    def call(function: str, *args: Any) -> Any:
-        return getattr(kernels(module), function)(*args)
+    def call(function: str, *args: Any, **options: Any) -> Any:
+        return getattr(kernels(module), function)(*args, **options)
 
     return Backend(
         op,
@@ -36,7 +36,7 @@ def triton_backend(op: str, module: str, limits: Callable[..., str | None] = lam
 
 
 def kernels(module: str) -> Any:
-    """A module of `bridge_stg.triton_kernels`, imported when it is first asked for: it brings triton."""
+    """A module of `bridge_stg.triton_kernels`, imported at the first call because it imports triton."""
     return importlib.import_module(f"bridge_stg.triton_kernels.{module}")
 
 
@@ -50,8 +50,8 @@ def triton_obstacle() -> str | None:
     return _obstacle()
 
 
-# As in `_native`: a graph takes the answer for a constant. (Dynamo of torch 2.11 would call a cached function that it
-# reads from a dataclass as a method of it.)
+# torch.compiler.assume_constant_result without importing torch._dynamo, as in native.py. The mark is on a plain
+# function because Dynamo of torch 2.11 binds a cached function that it reads from a dataclass as a method of it.
 setattr(triton_obstacle, "_dynamo_marked_constant", True)  # noqa: B010
 
 

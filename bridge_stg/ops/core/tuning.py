@@ -1,4 +1,4 @@
-"""`bridge-stg tune`: the errors a user can cause, before `triton_kernels.tuning` times anything."""
+"""`bridge-stg tune`: checks what the user asked for, then has `triton_kernels/common/tuning.py` time it."""
 
 from __future__ import annotations
 

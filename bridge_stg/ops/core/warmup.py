@@ -1,4 +1,4 @@
-"""Compile kernels before they are needed: the first call of a Triton kernel compiles it, which takes seconds."""
+"""`warmup` compiles kernels before they are needed: the first call of a Triton kernel takes seconds to compile it."""
 
 from __future__ import annotations
 
@@ -15,25 +15,14 @@ from ..prune_tokens.varlen import prune_tokens_varlen
 from .checks import check_integer
 
 _SIZES = {"segments", "tokens", "width", "queries", "batch", "rows", "keys", "capacity"}
-_WARMUPS: dict[str, Callable[..., tuple[Any, ...]]] = {}
-
-
-def register_warmup(op: str, call: Callable[..., tuple[Any, ...]]) -> None:
-    """Make `warmup` know an op.
-
-    Args:
-        call: takes `device` and the sizes of a shape as keywords, calls the op on tensors that require gradients,
-            and returns its outputs.
-    """
-    _WARMUPS[op] = call
 
 
 def warmup(shapes: Iterable[Mapping[str, Any]], device: torch.device | str = "cuda") -> int:
     """Call ops once, forward and backward, so that their kernels are compiled and cached on disk.
 
-    Worth doing before a job of several processes: compilation that differs between ranks stalls the collectives.
-    Sizes that vary within a job (tokens, queries, kept tokens) compile once; what compiles anew is a width, a dtype,
-    an option, and a bucket of lengths.
+    A job of several ranks should do so before it starts: ranks that compile at different times stall the collectives.
+    One compilation serves all numbers of tokens, queries and kept tokens. Another width, dtype, option or bucket of
+    lengths compiles anew.
 
     Args:
         shapes: mappings with "op" and the sizes and options of a call:
@@ -48,8 +37,8 @@ def warmup(shapes: Iterable[Mapping[str, Any]], device: torch.device | str = "cu
         How many calls were made.
 
     Raises:
-        TypeError, ValueError: an unknown op; sizes that it needs and lacks, does not know, or that are not positive
-            integers; no such device; what the op raises.
+        TypeError, ValueError: an unknown op or device; a size that is missing, unknown or no positive integer; what
+            the op raises.
     """
     try:
         place = torch.device(device)
@@ -146,6 +135,9 @@ def _attend_memory(
     )
 
 
-register_warmup("attend_memory", _attend_memory)
-register_warmup("prune_tokens", _prune_tokens)
-register_warmup("prune_tokens_varlen", _prune_tokens_varlen)
+# Each takes `device` and the sizes of a shape, calls the op on tensors that require gradients, returns its outputs.
+_WARMUPS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "attend_memory": _attend_memory,
+    "prune_tokens": _prune_tokens,
+    "prune_tokens_varlen": _prune_tokens_varlen,
+}

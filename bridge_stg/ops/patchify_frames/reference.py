@@ -9,54 +9,46 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .settings import PatchSettings, unpack
 
-def reference(
-    video: Tensor,
-    frame_index: Tensor | None,
-    size: Sequence[int],
-    patch_size: int,
-    temporal_patch_size: int,
-    merge_size: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    rescale_factor: float,
-    interpolation: str,
-    layout: str,
-    dtype: torch.dtype,
-) -> Tensor:
-    """The definition of `patchify_frames`; frames outside the video are clamped into it."""
+
+def reference(video: Tensor, frame_index: Tensor | None, size: Sequence[int], *flat: Any) -> Tensor:
+    """The definition of `patchify_frames`; frames outside the video are clamped into it.
+
+    Args:
+        flat: the fields of `PatchSettings` and the output's dtype, as the registered op takes them.
+    """
+    settings, (dtype,) = unpack(flat)
     frames = video if frame_index is None else video[frame_index.clamp(0, video.shape[0] - 1)]
-    if layout == "THWC":
+    if settings.layout == "THWC":
         frames = frames.permute(0, 3, 1, 2)
-    frames = resize_frames(frames, size[0], size[1], interpolation)
-    shift = per_channel(mean, rescale_factor, video.device)
-    spread = per_channel(std, rescale_factor, video.device)
+    frames = resize_frames(frames, size[0], size[1], settings.interpolation)
+    shift = per_channel(settings.mean, settings.rescale_factor, video.device)
+    spread = per_channel(settings.std, settings.rescale_factor, video.device)
     pixels = frames.to(torch.float32).sub(shift).div_(spread)
-    if missing := -pixels.shape[0] % temporal_patch_size:
+    if missing := -pixels.shape[0] % settings.temporal_patch_size:
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-    return to_patches(pixels, patch_size, temporal_patch_size, merge_size).to(dtype)
+    return to_patches(pixels, settings).to(dtype)
 
 
-def reference_out(*arguments: Any) -> None:
-    """The definition of `patchify_frames_out`, whose last argument is `out` in place of `dtype`."""
-    out = arguments[-1]
-    out.copy_(reference(*(*arguments[:-1], out.dtype)))
+def reference_out(video: Tensor, frame_index: Tensor | None, size: Sequence[int], *flat: Any) -> None:
+    """The definition of `patchify_frames_out`, whose last argument is `out` in place of a dtype."""
+    *settings, out = flat
+    out.copy_(reference(video, frame_index, size, *settings, out.dtype))
 
 
 def reference_videos(
-    videos: Sequence[Tensor], frame_index: Sequence[Tensor | None], sizes: Sequence[int], *settings: Any
+    videos: Sequence[Tensor], frame_index: Sequence[Tensor | None], sizes: Sequence[int], *flat: Any
 ) -> Tensor:
-    """The definition of `patchify_videos`; `sizes` is height and width of each video in turn."""
+    """The definition of `patchify_videos`; `sizes` holds the height and width of each video in turn."""
     pairs = zip(sizes[::2], sizes[1::2], strict=True)
-    return torch.cat(
-        [reference(*one, *settings) for one in zip(videos, frame_index, pairs, strict=True)],
-    )
+    return torch.cat([reference(*one, *flat) for one in zip(videos, frame_index, pairs, strict=True)])
 
 
 def per_channel(values: Sequence[float], rescale_factor: float, device: torch.device) -> Tensor:
-    """values / rescale_factor as [3, 1, 1], in float32 as the Hugging Face processors fuse rescaling in.
+    """values / rescale_factor as [3, 1, 1] float32, rounded as the Hugging Face processors do it.
 
-    Filled in place on the device: a copy from the host would wait for it.
+    The tensor is filled on the device, because a copy from the host would wait for the device.
     """
     fused = torch.tensor(values, dtype=torch.float32) * (1.0 / rescale_factor)
     return torch.cat([torch.full((1, 1, 1), value, dtype=torch.float32, device=device) for value in fused.tolist()])
@@ -72,20 +64,11 @@ def resize_frames(frames: Tensor, height: int, width: int, interpolation: str) -
     return wide.clamp_(0.0, 255.0).round_().to(torch.uint8)
 
 
-def to_patches(pixels: Tensor, patch_size: int, temporal_patch_size: int, merge_size: int) -> Tensor:
+def to_patches(pixels: Tensor, settings: PatchSettings) -> Tensor:
     """[T, 3, h, w] to rows of patches in the order of the vision tower."""
+    patch, group, merge = settings.patch_size, settings.temporal_patch_size, settings.merge_size
     count, channels, height, width = pixels.shape
-    merged_h, merged_w = height // patch_size // merge_size, width // patch_size // merge_size
-    blocks = pixels.reshape(
-        count // temporal_patch_size,
-        temporal_patch_size,
-        channels,
-        merged_h,
-        merge_size,
-        patch_size,
-        merged_w,
-        merge_size,
-        patch_size,
-    )  # [t, dt, c, hb, mh, py, wb, mw, px]
-    rows = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
-    return rows.reshape(-1, channels * temporal_patch_size * patch_size * patch_size)
+    down, across = height // patch // merge, width // patch // merge
+    blocks = pixels.reshape(count // group, group, channels, down, merge, patch, across, merge, patch)
+    rows = blocks.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # from [t, dt, c, hb, mh, py, wb, mw, px]
+    return rows.reshape(-1, settings.columns)

@@ -9,26 +9,13 @@ from typing import Literal, NamedTuple, cast, overload
 
 from torch import Tensor
 
+from ...triton_kernels.prune_tokens.records import ScoreOptions
 from ..core.backends import choose_backend
-from ..core.checks import (
-    BOOLEAN,
-    FLOATING,
-    Expect,
-    check_choice,
-    check_flag,
-    check_integer,
-    check_number,
-    check_tensors,
-)
+from ..core.checks import BOOLEAN, FLOATING, Expect, check_flag, check_integer, check_tensors
 from ..core.modes import refuse_transforms
 from .reference import scores_of
-from .registration import _forward_op
-from .scoring import (
-    REDUCES,
-    SCORINGS,
-    Reduce,
-    Scoring,
-)
+from .registration import dense_op
+from .scoring import Reduce, Scoring, check_scoring
 
 
 class PrunedTokens(NamedTuple):
@@ -143,7 +130,7 @@ def prune_tokens(
         Expect("queries", queries, "B Q D", FLOATING),
         Expect("mask", mask, "B N", BOOLEAN, optional=True),
     )
-    factor = _check_scoring(op, sizes["Q"], scoring, reduce, scale)
+    factor = check_scoring(op, sizes["Q"], scoring, reduce, scale)
     keep = check_integer(op, "keep", keep, 1, sizes["N"], "tokens per segment")
     return_scores = check_flag(op, "return_scores", return_scores)
     validate = check_flag(op, "validate", validate)
@@ -156,7 +143,7 @@ def prune_tokens(
     chosen = choose_backend(op, backend, tokens.device.type, tokens=tokens, queries=queries)
     kept, index, score, scores = cast(
         tuple[Tensor, ...],
-        _forward_op(tokens, queries, keep, scoring, reduce, factor, mask, return_scores, chosen),
+        dense_op(tokens, queries, keep, scoring, reduce, factor, mask, return_scores, chosen),
     )
     return ScoredTokens(kept, index, score, scores) if return_scores else PrunedTokens(kept, index, score)
 
@@ -180,12 +167,5 @@ def score_tokens(
     sizes = check_tensors(
         op, Expect("tokens", tokens, "B N D", FLOATING), Expect("queries", queries, "B Q D", FLOATING)
     )
-    return scores_of(tokens, queries, scoring, reduce, _check_scoring(op, sizes["Q"], scoring, reduce, scale))
-
-
-def _check_scoring(op: str, queries: int, scoring: str, reduce: str, scale: float | None) -> float:
-    """Check how tokens are scored, and return the scale."""
-    check_integer(op, "the number of queries", queries, 1)
-    check_choice(op, "scoring", scoring, SCORINGS)
-    check_choice(op, "reduce", reduce, REDUCES)
-    return 1.0 if scale is None else check_number(op, "scale", scale)
+    factor = check_scoring(op, sizes["Q"], scoring, reduce, scale)
+    return scores_of(tokens, queries, ScoreOptions(scoring, reduce, factor))

@@ -7,10 +7,25 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...triton_kernels.prune_tokens.records import ScoreOptions
+from ..core.checks import check_choice, check_integer, check_number
+
 Scoring = Literal["dot", "cosine"]
 Reduce = Literal["max", "mean", "logsumexp"]
 SCORINGS = ("dot", "cosine")
 REDUCES = ("max", "mean", "logsumexp")
+
+
+def check_scoring(op: str, query_count: int, scoring: str, reduce: str, scale: float | None) -> float:
+    """Check how tokens are to be scored, and return the scale, 1 for None.
+
+    Raises:
+        TypeError, ValueError: no queries, an unknown scoring or reduce, or a scale that float32 does not hold.
+    """
+    check_choice(op, "scoring", scoring, SCORINGS)
+    check_choice(op, "reduce", reduce, REDUCES)
+    check_integer(op, "the number of queries", query_count, 1)
+    return 1.0 if scale is None else check_number(op, "scale", scale)
 
 
 def score_dtype(tokens: Tensor, queries: Tensor) -> torch.dtype:
@@ -39,9 +54,9 @@ def reduce_queries(dots: Tensor, reduce: str, dim: int) -> Tensor:
 
 
 def lowest_equal(query: Tensor) -> Tensor:
-    """For each of the queries [B, Q, D] the lowest that equals it, [B, Q] int64.
+    """Position [B, Q] int64 of the first query that equals each of the queries [B, Q, D].
 
-    A matrix product rounds by the place of a column: equal queries would share the wins of one at random.
+    A matrix product rounds by the place of a column, so that equal queries would share the wins of one at random.
     """
     query = query.detach()
     # The "distance" of p = 0 counts the numbers that differ.
@@ -58,10 +73,10 @@ def inverse_norm(x: Tensor) -> Tensor:
 
 
 def row_magnitude(x: Tensor) -> Tensor:
-    """What to divide rows [..., D] by before they are squared, [..., 1]: a power of two, which rounds nothing.
+    """Power of two [..., 1] to divide rows [..., D] by before they are squared; dividing by it rounds nothing.
 
     It is 1 for zero rows, for infinite ones and for those of ordinary size, else the magnitude of the row's largest
-    number: its square over- or underflows long before its norm does. A constant to autograd.
+    number, whose square over- or underflows long before the norm does. A constant to autograd.
     """
     if x.shape[-1] == 0:
         return x.new_ones(*x.shape[:-1], 1)
@@ -70,8 +85,22 @@ def row_magnitude(x: Tensor) -> Tensor:
     return torch.where(ordinary, 1.0, peak / (2 * torch.frexp(peak).mantissa))
 
 
+def scale_rows(x: Tensor, options: ScoreOptions) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Rows [..., D] as they meet the queries, with what cosine scores need beside them.
+
+    Returns:
+        (the rows over their magnitude, that magnitude [..., 1], 1 / the norm [..., 1] of the rows so scaled) for
+        cosine; else (the rows, None, None).
+    """
+    if not options.cosine:
+        return x, None, None
+    magnitude = row_magnitude(x)
+    x = x / magnitude
+    return x, magnitude, inverse_norm(x)[..., None]
+
+
 def products_backward(
-    grad: Tensor, products: Tensor, inverse: Tensor | None, reduce: str, scale: float, lowest: Tensor | None = None
+    grad: Tensor, products: Tensor, inverse: Tensor | None, options: ScoreOptions, lowest: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of the products x . q, from that of the scores.
 
@@ -82,12 +111,12 @@ def products_backward(
         lowest: [..., Q] of `lowest_equal`, where equal queries may have products that differ.
 
     Returns:
-        (d products [..., n, Q]; for cosine the factor [..., n, 1] of x that its norm takes off the gradient:
+        (d products [..., n, Q]; for cosine the factor [..., n, 1] of x to subtract from the gradient of x:
         d(q . x / |x|) / dx = q / |x| - (q . x / |x|) x / |x|^2).
     """
-    factor = scale if inverse is None else scale * inverse
+    factor = options.scale if inverse is None else options.scale * inverse
     dots = products * factor
-    if reduce == "max":
+    if options.reduce == "max":
         winner = dots.argmax(dim=-1)
         winner = winner if lowest is None else lowest.gather(-1, winner)
         weight = torch.zeros_like(dots).scatter_(-1, winner[..., None], 1.0)
@@ -109,7 +138,7 @@ def kernel_limits(tokens: Tensor, queries: Tensor) -> str | None:
 def order_key(score: Tensor, mask: Tensor | None = None) -> Tensor:
     """Int64 keys in the range of int32 that sort as the scores do in float32: best highest, +0 equal to -0.
 
-    Below every score, -inf too, come unmasked NaN, and below that the masked.
+    Unmasked NaN have a key below that of every score, -inf too; masked tokens have the lowest.
     """
     bits = (score.detach().float() + 0.0).view(torch.int32)
     key = bits ^ ((bits >> 31) & 0x7FFFFFFF)

@@ -7,28 +7,29 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from ...data.frame_sampling import clip_frames, frames_inside, sample_spatial_frames
+from ...data.clip import Clip, load_clip
+from ...data.frame_sampling import frames_inside
 from ...data.mixture import MixtureSampler
 from ...data.sample import GroundingSample
 from ...data.sample_store import SampleStore
 from ...data.time_base import align_to_video
-from ...data.video import decode_frames, probe
+from ...data.video import VideoInfo, probe
 from ...errors import OutputError, SampleError, reason_of
 from ...files import ensure_writable_folder
 from ...json_text import dump_json
 from ...models.processing_bridge_stg import BridgeSTGProcessor, answer_text
 from .batches import ClipShape
+from .item import ItemOptions, TrainingItem
 
 TEXT_TOKENS = 64  # prompt, sentence and answer
 GROUP_TOKENS = 9  # vision start and end, and the time as text
 
 
-class GroundingStream(Dataset):
+class GroundingStream(Dataset[list[TrainingItem]]):
     """Place i of a mixture of datasets, decoded; what `collate_grounding` takes.
 
     All four tasks: a tube, an interval without boxes, a box in an image, an answer without either. What a sample does
@@ -43,9 +44,7 @@ class GroundingStream(Dataset):
         stores: datasets by name.
         weights: share of each in the stream; None means by size.
         processor: says which frames the MLLM sees, and in which grid of patches.
-        spatial_frames: S, frames the spatial decoder sees.
-        positive_ratio, negatives: see `sample_spatial_frames`.
-        answer_dropout: share of clips whose answer the bridging tokens do not see.
+        options: what is drawn for every item.
         seed: of everything.
         length: places.
         skipped: JSON Lines to which samples that cannot be used are appended; None writes nothing.
@@ -63,35 +62,24 @@ class GroundingStream(Dataset):
         weights: Mapping[str, float] | None,
         processor: BridgeSTGProcessor,
         *,
-        spatial_frames: int = 16,
-        positive_ratio: float = 0.5,
-        negatives: Literal["uniform", "boundary"] = "uniform",
-        answer_dropout: float = 0.4,
+        options: ItemOptions | None = None,
         seed: int = 0,
         length: int = 1 << 40,
         skipped: str | os.PathLike[str] | None = None,
     ) -> None:
         self.stores = dict(stores)
         self.processor = processor
-        self.spatial_frames = spatial_frames
-        self.positive_ratio = positive_ratio
-        self.negatives: Literal["uniform", "boundary"] = negatives
-        self.answer_dropout = answer_dropout
+        self.options = options or ItemOptions()
         self.seed = seed
         self.length = length
         self.skipped = None if skipped is None else Path(skipped).absolute()
         if self.skipped is not None:
             ensure_writable_folder(self.skipped.parent)
-        self._mixture = (
-            {name: len(store) for name, store in self.stores.items()},
-            None if weights is None else dict(weights),
-        )
-        self._sampler: MixtureSampler | None = None
+        self._mixture = MixtureSampler({name: len(store) for name, store in self.stores.items()}, weights, seed=seed)
         self._known: set[tuple[str, str]] = set()
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
         self._grids = {name: self._grids_of(store) for name, store in self.stores.items()}
         self._groups = {name: self._group_counts(store) for name, store in self.stores.items()}
-        self.pick(0)  # a mistake in the weights must not wait for a loader process
 
     def _grid(self, height: int, width: int) -> tuple[int, int]:
         if (height, width) not in self._sizes:
@@ -115,15 +103,9 @@ class GroundingStream(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_sampler": None}
-
     def pick(self, place: int) -> tuple[str, int]:
         """The dataset and the number of the sample at a place."""
-        if self._sampler is None:
-            sizes, weights = self._mixture
-            self._sampler = MixtureSampler(sizes, weights, seed=self.seed)
-        return self._sampler.pick(place)
+        return self._mixture.pick(place)
 
     def shape(self, place: int) -> ClipShape:
         """What the clip at a place costs, from its annotation alone."""
@@ -133,7 +115,7 @@ class GroundingStream(Dataset):
         visual = groups * (rows * columns // self.processor.merge_size**2 + GROUP_TOKENS)
         return ClipShape((rows, columns), visual + TEXT_TOKENS + self.processor.bridge_tokens)
 
-    def __getitem__(self, place: int) -> list[dict[str, Any]]:
+    def __getitem__(self, place: int) -> list[TrainingItem]:
         name, wanted = self.pick(place)
         for index in self._candidates(name, wanted):
             sample = self.stores[name][index]
@@ -167,62 +149,68 @@ class GroundingStream(Dataset):
         except OSError as error:
             raise OutputError(f"{self.skipped} cannot be written: {error.strerror or error}.") from error
 
-    def _item(self, sample: GroundingSample, grid: tuple[int, ...], groups: int, place: int) -> dict[str, Any]:
+    def _item(self, sample: GroundingSample, grid: tuple[int, ...], groups: int, place: int) -> TrainingItem:
         rng = np.random.default_rng([self.seed, 2, place])
         info = probe(sample.video)
         if self._grid(info.height, info.width) != grid:
             raise SampleError(
                 f"{sample.video} is {info.width} x {info.height} pixels, annotated as {sample.width} x {sample.height}."
             )
-        annotated = sample.segment or (0, sample.frame_count)
-        aligned = align_to_video(replace(sample, segment=annotated), info)
-        if sample.task == "referring":
-            index, times, duration = np.array([min(aligned.boxes, default=0)]), np.zeros(1), 0.0
+        aligned = align_to_video(replace(sample, segment=sample.segment or (0, sample.frame_count)), info)
+        clip = self._load(aligned, info, groups)
+        hide_answer = self.options.draw_hide_answer(rng)
+        boxes = _boxes(aligned, clip.source_frames)
+        interval = answer = None
+        if sample.task in ("stvg", "temporal"):
+            seconds = _event(aligned, clip)
+            inside = frames_inside(clip.times, seconds)
+            interval = int(inside[0]), int(inside[-1]) + 1
+            answer = answer_text(_readable(*seconds))
+            frame_index = self.options.draw_frame_index(len(clip.times), interval, rng)
         else:
-            most = min(self.processor.max_frames, groups * self.processor.temporal_patch_size)
-            index, times, duration = clip_frames(info, aligned.segment, self.processor.fps, most)
-        item: dict[str, Any] = {
-            "frames": decode_frames(info, index).numpy(),
-            "times": times.tolist(),
-            "sentence": sample.sentence,
-            "boxes": _boxes(aligned, index),
-            "interval": None,
-            "answer": None,
-            "hide_answer": bool(rng.random() < self.answer_dropout),
-            "frame_index": np.full(self.spatial_frames, -1, dtype=np.int64),
-        }
-        if sample.task in ("referring", "qa"):
-            item["frame_index"][0] = 0
-            if sample.task == "qa":
-                item["boxes"][:] = np.nan
-                item["answer"] = _plain(sample)
-            elif np.isnan(item["boxes"]).any():
-                raise SampleError(f"{sample.id} has no box, which task referring needs.")
-            return item
-        if aligned.interval is None:
-            raise SampleError(f"{sample.id} has no interval, which task {sample.task} needs.")
-        assert aligned.segment is not None
-        begin = float(info.times[aligned.segment[0]])
-        start, end = (min(max(edge - begin, 0.0), duration) for edge in aligned.interval)
-        if start >= end:
-            raise SampleError(
-                f"the event from {aligned.interval[0]:.2f} s to {aligned.interval[1]:.2f} s lies outside the clip, "
-                f"{begin:.2f} s to {begin + duration:.2f} s of {sample.video}."
-            )
-        inside = frames_inside(times, (start, end))
-        item["interval"] = (int(inside[0]), int(inside[-1]) + 1)
-        if sample.task == "temporal":
-            item["boxes"][:] = np.nan
-        item["answer"] = answer_text(_readable(start, end))
-        item["frame_index"] = sample_spatial_frames(
-            len(times),
-            item["interval"],
-            self.spatial_frames,
-            positive_ratio=self.positive_ratio,
-            negatives=self.negatives,
-            rng=rng,
+            frame_index = np.full(self.options.spatial_frames, -1, dtype=np.int64)
+            frame_index[0] = 0
+        if sample.task == "qa":
+            answer = _plain(sample)
+        if sample.task in ("temporal", "qa"):
+            boxes[:] = np.nan
+        elif sample.task == "referring" and np.isnan(boxes).any():
+            raise SampleError(f"{sample.id} has no box, which task referring needs.")
+        return TrainingItem(
+            frames=clip.frames.numpy(),
+            times=clip.times.tolist(),
+            sentence=sample.sentence,
+            boxes=boxes,
+            frame_index=frame_index,
+            interval=interval,
+            answer=answer,
+            hide_answer=hide_answer,
         )
-        return item
+
+    def _load(self, aligned: GroundingSample, info: VideoInfo, groups: int) -> Clip:
+        """The frame with the box for the task referring, else as much of the segment as fits `groups` patch groups."""
+        if aligned.task == "referring":
+            frame = min(aligned.boxes, default=0)
+            return load_clip(info, segment=(frame, frame + 1), fps=self.processor.fps, max_frames=1, multiple=1)
+        most = min(self.processor.max_frames, groups * self.processor.temporal_patch_size)
+        return load_clip(info, segment=aligned.segment, fps=self.processor.fps, max_frames=most)
+
+
+def _event(sample: GroundingSample, clip: Clip) -> tuple[float, float]:
+    """When the event of an aligned sample begins and ends, in seconds from the clip's start.
+
+    Raises:
+        SampleError: the sample has no interval, or it lies outside the clip.
+    """
+    if sample.interval is None:
+        raise SampleError(f"{sample.id} has no interval, which task {sample.task} needs.")
+    start, end = (min(max(edge - clip.begin, 0.0), clip.duration) for edge in sample.interval)
+    if start >= end:
+        raise SampleError(
+            f"the event from {sample.interval[0]:.2f} s to {sample.interval[1]:.2f} s lies outside the clip, "
+            f"{clip.begin:.2f} s to {clip.begin + clip.duration:.2f} s of {sample.video}."
+        )
+    return start, end
 
 
 def _boxes(sample: GroundingSample, index: np.ndarray) -> np.ndarray:

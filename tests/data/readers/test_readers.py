@@ -42,11 +42,11 @@ def test_a_broken_line_is_skipped_and_the_rest_is_read(tmp_path):
     assert [s.id for s in data.samples] == ["a", "z"]
     assert data.samples[0].video == str(tmp_path / "clips" / "a.mp4")
     assert [(p.id, p.reason.split(";")[0].split("(")[0].strip()) for p in data.skipped] == [
-        ("line 2", "not a complete JSON object: Expecting ',' delimiter"),
+        ("line 2", "not JSON that can be read: Expecting ',' delimiter"),
         ("line 3", "unknown key 'colour'"),
         ("line 4", "boxes must be keyed by frames in 0..59, got 60."),
         ("line 5", "the box of frame 6 must have x2 >= x1 and y2 >= y1, got"),
-        ("a", "id 'a' was already used"),
+        ("line 6", "id 'a' was already used in line 1"),
     ]
 
 

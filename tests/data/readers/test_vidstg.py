@@ -132,7 +132,7 @@ def test_unknown_keys_are_noted_and_missing_ones_skip(tmp_path):
 def test_files_of_another_kind(tmp_path):
     path = tmp_path / "cut.json"
     path.write_text('[{"vid": "1", ')
-    with pytest.raises(SampleError, match=r"cut\.json is not complete JSON: .*line 1, column"):
+    with pytest.raises(SampleError, match=r"cut\.json cannot be read as VidSTG annotations: .*\(column"):
         list(read_vidstg(path))
     with pytest.raises(
         SampleError, match=r"cannot be read as VidSTG annotations: it must hold a JSON array, got dict\."

@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bridge_stg.triton_kernels.attend_memory.records import AttentionInputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from bridge_stg.ops import attend_memory
-from bridge_stg.ops.attend_memory.api import reference
+from bridge_stg.ops.attend_memory.reference import reference
 
 
 def inputs(dtype=torch.float64, seed=0, batch=2, rows=5, size=7, width=4, grad=True):
@@ -149,7 +150,7 @@ def test_gradients_match_the_reference_under_autograd():
     tensors = inputs(torch.float32)
     query, memory, position, bias = tensors
     ours = attend_memory(query, memory, position=position, bias=bias, scale=0.5)
-    theirs = reference(query, memory, position, bias, None, None, None, 0.5, False, False)
+    theirs = reference(AttentionInputs(query, memory, position, bias, None, None, None, 0.5), False, False)
     gradients = [
         torch.autograd.grad(out.square().sum() + lse.square().sum(), tensors) for out, lse in (ours, theirs[:2])
     ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import gc
+import copy
+import io
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +17,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from bridge_stg.ops import attend_memory, share_memory
-from bridge_stg.ops.attend_memory import share_memory as memory_hub
-from bridge_stg.ops.attend_memory.api import SHARED
+from bridge_stg.ops.attend_memory.registration import SHARED_BACKENDS
+from bridge_stg.ops.attend_memory.share_memory import SharedMemory
 
 B, R, M, C = 2, 5, 9, 4
 MASK = torch.rand(B, M, generator=torch.Generator().manual_seed(5)) > 0.3
@@ -30,13 +32,13 @@ def draw(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
 def calls(monkeypatch) -> list[int]:
     """How many layers each deferred computation summed."""
     counted = []
-    original = memory_hub.HUB_BACKENDS["reference"]
+    original = SHARED_BACKENDS["reference"]
 
     def memory_backward(rows, *args):
         counted.append(len(rows))
         return original.memory_backward(rows, *args)
 
-    monkeypatch.setitem(memory_hub.HUB_BACKENDS, "reference", original._replace(memory_backward=memory_backward))
+    monkeypatch.setitem(SHARED_BACKENDS, "reference", original._replace(memory_backward=memory_backward))
     return counted
 
 
@@ -281,14 +283,14 @@ def test_half_precision_is_rounded_once(dtype):
     decoder.bias = decoder.bias.detach()
     outputs: dict[Any, Tensor] = {}
     wide = memory.detach().double().requires_grad_()
-    for name, x in {"hub": share_memory(memory), "layers": memory, "exact": wide}.items():
+    for name, x in {"shared": share_memory(memory), "layers": memory, "exact": wide}.items():
         loss = torch.zeros((), dtype=torch.float64)
         for i, query in enumerate(decoder.queries):
             q = query.detach().to(x.dtype)
             loss = loss + attend(q, x, scale=0.3 + i)[0].double().square().sum()
         outputs[name] = torch.autograd.grad(loss, wide if name == "exact" else memory)[0].double()
-    errors = {name: (outputs[name] - outputs["exact"]).norm() for name in ("hub", "layers")}
-    assert errors["hub"] <= errors["layers"] <= 0.1 * outputs["exact"].norm()
+    errors = {name: (outputs[name] - outputs["exact"]).norm() for name in ("shared", "layers")}
+    assert errors["shared"] <= errors["layers"] <= 0.1 * outputs["exact"].norm()
 
 
 def test_deterministic():
@@ -306,13 +308,45 @@ def test_a_change_in_place_is_noticed():
 
 
 def test_nothing_is_kept_alive():
-    gc.collect()
-    before = len(SHARED)
     decoder = Decoder(2)
-    loss = decoder(True)
+    memory, position = share_memory(*decoder.encode())
+    handle = SharedMemory.of(memory)
+    assert handle is not None
+    gone = weakref.ref(handle)
+    del handle
+    loss = decoder.layer(1, decoder.layer(0, torch.zeros(()), memory, position), memory, position).square().sum()
     loss.backward()
     del loss
-    assert len(SHARED) == before
+    assert gone() is not None
+    del memory
+    assert gone() is None
+
+
+def test_only_the_tensor_that_was_returned_carries_the_handle():
+    shared = share_memory(draw(B, M, C, seed=1).sin())
+    assert SharedMemory.of(shared) is not None
+    file = io.BytesIO()
+    torch.save(shared, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    assert torch.equal(loaded, shared)
+    for other in (loaded, copy.copy(shared), shared.detach(), shared.view_as(shared), shared[:]):
+        assert SharedMemory.of(other) is None
+
+
+def test_a_shared_memory_that_is_changed_in_place_is_a_memory_like_any_other(calls):
+    decoder = Decoder(2)
+    state = torch.zeros(())
+
+    def loss(memory: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        memory = change(memory)
+        return decoder.layer(1, decoder.layer(0, state, memory, None), memory, None).square().sum()
+
+    ours = loss(share_memory(decoder.memory.sin()), lambda x: x.mul_(2.0))
+    theirs = loss(decoder.memory.sin(), lambda x: x * 2.0)
+    leaves = [*decoder.queries, decoder.memory]
+    assert_equal(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), rtol=1e-12, atol=1e-13)
+    assert calls == []
 
 
 def test_not_shared_where_no_gradient_is_taken():
@@ -377,11 +411,11 @@ def test_triton_on_a_gpu(dtype, positioned):
 
     queries, memory, position = [normal(2, 128, 256) for _ in range(6)], normal(2, 1000, 256), normal(2, 1000, 256)
     results = {}
-    for name in ("hub", "layers", "exact"):
+    for name in ("shared", "layers", "exact"):
         kind = torch.float64 if name == "exact" else dtype
         x, p = (t.detach().to(kind).requires_grad_() for t in (memory, position))
         pair = (x, p if positioned else None)
-        if name == "hub":
+        if name == "shared":
             pair = share_memory(x, p) if positioned else (share_memory(x), None)
         backend = "reference" if name == "exact" else "triton"
         loss = torch.zeros((), dtype=torch.float64, device="cuda")
@@ -390,8 +424,8 @@ def test_triton_on_a_gpu(dtype, positioned):
             out, _ = attend_memory(q, pair[0], position=pair[1], scale=1 / 16, backend=backend)
             loss = loss + out.double().square().sum()
         results[name] = torch.autograd.grad(loss, (x, p) if positioned else (x,))
-    for hub, layers, exact in zip(*results.values(), strict=True):
-        error, theirs = (float((g.double() - exact).norm() / exact.norm()) for g in (hub, layers))
+    for shared, layers, exact in zip(*results.values(), strict=True):
+        error, theirs = (float((g.double() - exact).norm() / exact.norm()) for g in (shared, layers))
         assert error <= max(2 * theirs, 1e-5)
 
 

@@ -14,7 +14,7 @@ from transformers import Qwen2VLVideoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from bridge_stg.ops import backends, patchify_frames, patchify_videos
-from bridge_stg.ops.patchify_frames.api import Layout
+from bridge_stg.ops.patchify_frames.settings import Layout
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 PROCESSOR = Qwen2VLVideoProcessor()

@@ -10,7 +10,8 @@ from transformers import Qwen2VLVideoProcessor
 
 from bridge_stg.ops import patchify_frames, patchify_videos
 from bridge_stg.ops.core.native import library_obstacle
-from bridge_stg.ops.patchify_frames.api import _cuda_limits
+from bridge_stg.ops.patchify_frames.registration import _cuda_limits
+from bridge_stg.ops.patchify_frames.settings import PatchSettings
 
 from .cases import MEAN, STD, draw_video, strided
 
@@ -124,7 +125,8 @@ class TestCalls:
 
 
 def test_filters_too_wide_for_a_tile_are_refused():
-    settings = (14, 2, 2, MEAN, STD, 1 / 255, "bicubic", "TCHW", torch.float32)
-    assert _cuda_limits(sizes=[(1080, 1920, 560, 1008), (1080, 1920, 28, 56)], settings=settings) is None
-    refusal = _cuda_limits(sizes=[(56, 56, 56, 56), (720, 7000, 28, 28)], settings=settings)
+    settings = PatchSettings(14, 2, 2, MEAN, STD, 1 / 255, "bicubic", "TCHW")
+    fits = [((1080, 1920), (560, 1008)), ((1080, 1920), (28, 56))]
+    assert _cuda_limits(sizes=fits, settings=settings) is None
+    refusal = _cuda_limits(sizes=[((56, 56), (56, 56)), ((720, 7000), (28, 28))], settings=settings)
     assert refusal is not None and "a resize from 720 x 7000 to 28 x 28 in patches of 14 needs" in refusal

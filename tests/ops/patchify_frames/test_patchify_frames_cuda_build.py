@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 TABLE = Path(__file__).parent / "resources" / "patchify_frames_cuda.json"
 NVCC = os.environ.get("CUDACXX") or shutil.which("nvcc")
 KERNELS = """
-#include "patchify_frames/patchify_kernel.cuh"
+#include "patchify_frames/patchify_frames.cuh"
 using namespace bridge_stg;
 template <typename Value>
 const void* kernels[] = {(const void*)patchify_kernel<Value, 14>, (const void*)patchify_kernel<Value, 16>,

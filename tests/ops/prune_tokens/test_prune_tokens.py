@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from bridge_stg.triton_kernels.prune_tokens.records import ScoreOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -146,7 +148,7 @@ def test_zero_token_scores_zero_in_cosine_without_gradient():
 
 def test_tied_queries_send_the_gradient_to_the_lowest():
     tokens = torch.ones(1, 2, 3)
-    for function in (prune_tokens, reference):
+    for function in (prune_tokens, partial(reference, options=ScoreOptions())):
         queries = torch.ones(1, 3, 3, requires_grad=True)
         (gradient,) = torch.autograd.grad(function(tokens, queries, 2)[2].sum(), queries)
         assert gradient[0].tolist() == [[2.0] * 3, [0.0] * 3, [0.0] * 3]
@@ -175,9 +177,10 @@ def test_gradients_match_the_reference_under_autograd(scoring, reduce):
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randn(2, 9, 4, generator=generator).requires_grad_()
     queries = torch.randn(2, 3, 4, generator=generator).requires_grad_()
+    ours = partial(prune_tokens, scoring=scoring, reduce=reduce, scale=0.5)
     results = []
-    for function in (prune_tokens, reference):
-        kept, _, score = function(tokens, queries, 4, scoring=scoring, reduce=reduce, scale=0.5)[:3]
+    for function in (ours, partial(reference, options=ScoreOptions(scoring, reduce, 0.5))):
+        kept, _, score = function(tokens, queries, 4)[:3]
         loss = (kept.square().sum() + score.square().sum()) if scoring == "dot" else score.square().sum()
         results.append(torch.autograd.grad(loss, (tokens, queries)))
     for ours, theirs in zip(*results, strict=True):

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bridge_stg.triton_kernels.prune_tokens.records import ScoreOptions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridge_stg.ops import prune_tokens, prune_tokens_varlen
-from bridge_stg.ops.prune_tokens.varlen import Policy, reference
+from bridge_stg.ops.prune_tokens.varlen import Policy
+from bridge_stg.ops.prune_tokens.varlen_reference import reference
 
 POLICIES: tuple[Policy, ...] = ("per_segment", "per_clip", "top_p", "threshold")
 BUDGETS: dict[Policy, Any] = {"per_segment": 2, "per_clip": 5, "top_p": 0.6, "threshold": 0.0}
@@ -145,7 +147,7 @@ def test_gradients_match_the_reference_under_autograd():
     queries = torch.randn(2, 3, 4, generator=generator).requires_grad_()
     offsets = torch.tensor([0, 4, 9])
     ours = prune_tokens_varlen(tokens, offsets, queries, 2, policy="per_segment", capacity=6, reduce="mean")
-    theirs = reference(tokens, offsets, queries, torch.tensor(2), "per_segment", 6, "dot", "mean", 1.0)
+    theirs = reference(tokens, offsets, queries, torch.tensor(2), "per_segment", 6, ScoreOptions(reduce="mean"))
     gradients = [
         torch.autograd.grad(r[0].square().sum() + r[2].square().sum(), (tokens, queries)) for r in (ours, theirs)
     ]

@@ -23,7 +23,7 @@ from bridge_stg.data import (
 from bridge_stg.errors import OutputError, SampleError
 from bridge_stg.models.processing_bridge_stg import parse_answer
 from bridge_stg.models.tiny import tiny_processor
-from bridge_stg.training import GroundingStream, LengthAwareBatches, collate_grounding
+from bridge_stg.training import GroundingStream, ItemOptions, LengthAwareBatches, collate_grounding
 from bridge_stg.training.data import annotated as stream_module
 from bridge_stg.training.data.annotated import GROUP_TOKENS, TEXT_TOKENS
 from tests.data.media import HEIGHT, WIDTH, encode, read_numbers
@@ -43,7 +43,7 @@ def synthetic(tmp_path_factory):
 
 def stream(path, processor, **options):
     stores = {"a": SampleStore(path)}
-    return GroundingStream(stores, None, processor, **({"spatial_frames": S} | options))
+    return GroundingStream(stores, None, processor, options=ItemOptions(spatial_frames=S), **options)
 
 
 def one(tmp_path, processor, **changes):
@@ -62,13 +62,13 @@ def test_a_clip_on_disk_is_the_item_that_the_curriculum_renders(synthetic, proce
     for place in range(12):
         (item,) = data[place]
         clip = tubes[data.pick(place)[1]]
-        assert item["sentence"] == clip.sentence
-        assert item["interval"] == clip.interval_frames
-        assert item["times"] == pytest.approx([i / clip.fps for i in range(24)])
-        np.testing.assert_allclose(item["boxes"], clip.boxes().clip(0, 1), atol=1e-4)
-        assert np.abs(item["frames"].astype(int) - clip.render()).mean() < 12  # H.264
-        inside = (item["frame_index"] >= item["interval"][0]) & (item["frame_index"] < item["interval"][1])
-        assert len(item["frame_index"]) == S and 0 < inside.sum() < S
+        assert item.sentence == clip.sentence
+        assert item.interval == clip.interval_frames
+        assert item.times == pytest.approx([i / clip.fps for i in range(24)])
+        np.testing.assert_allclose(item.boxes, clip.boxes().clip(0, 1), atol=1e-4)
+        assert np.abs(item.frames.astype(int) - clip.render()).mean() < 12  # H.264
+        inside = (item.frame_index >= item.interval[0]) & (item.frame_index < item.interval[1])
+        assert len(item.frame_index) == S and 0 < inside.sum() < S
         assert data.shape(place).grid == (8, 8)
 
 
@@ -79,20 +79,20 @@ def moving(frames, speed=1.0):
 
 def test_a_segment_has_its_own_clock(tmp_path, processor):
     item = one(tmp_path, processor, segment=(20, 50), interval=(1.2, 1.6), boxes=moving(60))
-    numbers = read_numbers(item["frames"])
+    numbers = read_numbers(item.frames)
     assert numbers[0] == 20 and max(numbers) < 50
-    assert item["times"] == pytest.approx([(n - 20) / 25 for n in numbers])
-    assert item["answer"] == "From 0.4 s to 0.8 s."
-    start, end = item["interval"]
+    assert item.times == pytest.approx([(n - 20) / 25 for n in numbers])
+    assert item.answer == "From 0.4 s to 0.8 s."
+    start, end = item.interval
     assert [30 <= n < 40 for n in numbers] == [start <= i < end for i in range(len(numbers))]
-    np.testing.assert_allclose(item["boxes"][:, 0] * WIDTH, numbers, atol=1e-3)
+    np.testing.assert_allclose(item.boxes[:, 0] * WIDTH, numbers, atol=1e-3)
 
 
 def test_annotated_frames_meet_decoded_ones_by_time(tmp_path, processor):
     half = one(tmp_path, processor, fps=12.5, frame_count=31, interval=(0.8, 1.6), boxes=moving(31))
     whole = one(tmp_path, processor, interval=(0.8, 1.6), boxes=moving(60, 0.5))
-    assert half["interval"] == whole["interval"]
-    np.testing.assert_allclose(half["boxes"], whole["boxes"], atol=0.51 / WIDTH)
+    assert half.interval == whole.interval
+    np.testing.assert_allclose(half.boxes, whole.boxes, atol=0.51 / WIDTH)
 
 
 def test_what_a_task_does_not_say_teaches_nothing(tmp_path, processor, synthetic):
@@ -110,8 +110,8 @@ def test_what_a_task_does_not_say_teaches_nothing(tmp_path, processor, synthetic
     for name, sample in tasks.items():
         write_samples(tmp_path / f"{name}.jsonl", [sample])
         batch = collate_grounding([stream(tmp_path / f"{name}.jsonl", processor)[0]], processor)
-        targets = batch["targets"]
-        labels[name] = [bool(targets[key].any()) for key in ("has_box", "has_presence", "has_interval")]
+        targets = batch.targets
+        labels[name] = [bool(getattr(targets, key).any()) for key in ("has_box", "has_presence", "has_interval")]
         labels[name].append(bool((batch["labels"] != -100).any()))
         assert batch["frame_index"].shape == (1, S)
     assert labels == {
@@ -120,7 +120,7 @@ def test_what_a_task_does_not_say_teaches_nothing(tmp_path, processor, synthetic
         "referring": [True, False, False, False],
         "qa": [False, False, False, True],
     }
-    box = collate_grounding([stream(tmp_path / "referring.jsonl", processor)[0]], processor)["targets"]["boxes"][0, 0]
+    box = collate_grounding([stream(tmp_path / "referring.jsonl", processor)[0]], processor).targets.boxes[0, 0]
     torch.testing.assert_close(box, torch.tensor([0.5, 0.375, 0.5, 0.25]))
 
 
@@ -141,20 +141,20 @@ def test_an_answer_cannot_write_special_tokens(tmp_path, processor):
 
 @pytest.mark.parametrize("interval", [(1.0, 1.04), (0.76, 0.8), (2.36, 2.4), (0.0, 0.04)])
 def test_the_answer_of_a_short_event_can_be_read_back(tmp_path, processor, interval):
-    found = parse_answer(one(tmp_path, processor, interval=interval)["answer"], 2.4)
+    found = parse_answer(one(tmp_path, processor, interval=interval).answer, 2.4)
     assert found is not None
     assert found[0] <= interval[0] and interval[1] <= found[1] and found[1] - found[0] < 0.11
 
 
 def test_a_clip_ends_where_its_annotation_does_and_keeps_its_planned_length(tmp_path, processor):
     item = one(tmp_path, processor, frame_count=30, interval=(0.4, 0.8))
-    assert max(read_numbers(item["frames"])) < 30
+    assert max(read_numbers(item.frames)) < 30
     for frame_count in range(20, 60):
         item = one(tmp_path, processor, frame_count=frame_count, interval=(0.4, 0.8))
         (rows, columns), tokens = stream(tmp_path / "one.jsonl", processor).shape(0)
         each = rows * columns // processor.merge_size**2 + GROUP_TOKENS
         planned = (tokens - TEXT_TOKENS - processor.bridge_tokens) / each
-        assert len(item["times"]) / processor.temporal_patch_size == planned
+        assert len(item.times) / processor.temporal_patch_size == planned
 
 
 def test_a_segment_that_the_event_is_not_in_is_refused(tmp_path, processor):
@@ -164,8 +164,8 @@ def test_a_segment_that_the_event_is_not_in_is_refused(tmp_path, processor):
 
 def test_an_image_out_of_a_video_is_one_frame(tmp_path, processor):
     item = one(tmp_path, processor, task="referring", boxes={30: (24.0, 16.0, 48.0, 32.0)})
-    assert read_numbers(item["frames"]) == [30]
-    np.testing.assert_allclose(item["boxes"], [[0.25, 0.25, 0.5, 0.5]])
+    assert read_numbers(item.frames) == [30]
+    np.testing.assert_allclose(item.boxes, [[0.25, 0.25, 0.5, 0.5]])
     assert stream(tmp_path / "one.jsonl", processor).shape(0).tokens < 100
 
 
@@ -186,7 +186,7 @@ def test_a_broken_video_gives_its_place_away_and_is_listed_once(synthetic, proce
     found = [data[place][0] for place in range(24)]  # every sample twice
     again = stream(path, processor)
     for place, item in enumerate(found):
-        np.testing.assert_array_equal(item["frames"], again[place][0]["frames"])
+        np.testing.assert_array_equal(item.frames, again[place][0].frames)
     listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     reasons = {entry["id"]: entry["reason"] for entry in listed}
     assert len(listed) == len(reasons) == 3 and {entry["source"] for entry in listed} == {"a"}
@@ -202,14 +202,14 @@ def test_a_broken_video_gives_its_place_away_and_is_listed_once(synthetic, proce
 )  # fmt: skip
 def test_whatever_happens_to_a_sample_gives_its_place_away(synthetic, processor, tmp_path, monkeypatch, error, reason):
     bad = read_samples(synthetic)[0]
-    decode = stream_module.decode_frames
+    load = stream_module.load_clip
 
-    def fails_at_one(info, index):
+    def fails_at_one(info, **choice):
         if info.path == bad.video:
             raise error
-        return decode(info, index)
+        return load(info, **choice)
 
-    monkeypatch.setattr(stream_module, "decode_frames", fails_at_one)
+    monkeypatch.setattr(stream_module, "load_clip", fails_at_one)
     data = stream(synthetic, processor, skipped=tmp_path / "skipped.jsonl")
     assert len([data[place] for place in range(24)]) == 24
     listed = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
@@ -231,7 +231,7 @@ def test_loader_processes_give_the_same_items(synthetic, processor, tmp_path):
     for a, b in zip(alone, shared, strict=True):
         for key in ("input_ids", "pixel_values", "frame_index"):
             torch.testing.assert_close(a[key], b[key], msg=key)
-        torch.testing.assert_close(a["targets"], b["targets"], equal_nan=True)
+        torch.testing.assert_close(vars(a.targets), vars(b.targets), equal_nan=True)
     for line in (tmp_path / "skipped.jsonl").read_text().splitlines():
         assert json.loads(line).keys() == {"source", "id", "video", "reason"}
 
@@ -240,8 +240,8 @@ def test_a_pickled_stream_gives_the_same_items(synthetic, processor):
     data = stream(synthetic, processor)
     copy = pickle.loads(pickle.dumps(data))
     for place in (0, 3):
-        for key, value in data[place][0].items():
-            np.testing.assert_array_equal(value, copy[place][0][key], err_msg=key)
+        for key, value in vars(data[place][0]).items():
+            np.testing.assert_array_equal(value, getattr(copy[place][0], key), err_msg=key)
 
 
 def test_the_list_of_skipped_samples_must_be_writable(synthetic, processor, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from bridge_stg.triton_kernels.common import configs as heuristics
+from bridge_stg.triton_kernels.common import configs
 from bridge_stg.triton_kernels.prune_tokens import dense as kernels
 from bridge_stg.triton_kernels.prune_tokens.selection import load_keys
 from hypothesis import given, settings
@@ -26,8 +26,8 @@ OPTIONS = list(product(("dot", "cosine"), ("max", "mean", "logsumexp")))
 
 @pytest.fixture(params=["fused", "split"])
 def path(request):
-    """Both ways to launch, whatever the heuristics would pick."""
-    with heuristics.overruled({"fused": request.param == "fused"}):
+    """Both ways to launch, whatever the rules would pick."""
+    with configs.overruled({"fused": request.param == "fused"}):
         yield request.param
 
 
@@ -131,7 +131,7 @@ def test_empty_batch():
 
 def test_long_segments(monkeypatch):
     """The chunked selection, whose spans and block are made small."""
-    monkeypatch.setattr(heuristics, "SELECT_SPANS", (16,))
+    monkeypatch.setattr(configs, "SELECT_SPANS", (16,))
     monkeypatch.setattr(kernels, "LONG_BLOCK", 64)
     tokens = torch.randint(-3, 4, (2, 150, 8)).float()
     queries = torch.randint(-3, 4, (2, 2, 8)).float()
@@ -148,7 +148,7 @@ def test_more_than_two_billion_elements(tmp_path):
     tokens.copy_(torch.randn(2, 4, 8))
     queries = torch.randn(2, 2, 8).half()
     for fused in (False, True):
-        with heuristics.overruled({"fused": fused}):
+        with configs.overruled({"fused": fused}):
             found = prune_tokens(tokens, queries, 3, scoring="cosine", backend="triton")
         expected = prune_tokens(tokens.contiguous(), queries, 3, scoring="cosine", backend="reference")
         assert torch.equal(found.index, expected.index) and torch.equal(found.tokens, expected.tokens)

@@ -1,8 +1,0 @@
-#include "common/simd_avx2.h"
-#include "prune_tokens/row_kernels_body.h"
-
-namespace bridge_stg {
-
-const PruneKernels kAvx2Prune = {score, backward, count_at_least};
-
-}  // namespace bridge_stg
