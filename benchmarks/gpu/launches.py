@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from bridge_stg.triton_kernels.attend_memory import backward as attend_memory_backward
 from bridge_stg.triton_kernels.attend_memory import forward as attend_memory
-from bridge_stg.triton_kernels.attend_memory.shared_backward import HubLayer as SharedLayer
-from bridge_stg.triton_kernels.attend_memory.shared_backward import hub_backward as shared_backward
+from bridge_stg.triton_kernels.attend_memory import shared_backward
+from bridge_stg.triton_kernels.attend_memory.records import AttentionBackward, AttentionInputs
 from bridge_stg.triton_kernels.prune_tokens import dense as prune_tokens
 from bridge_stg.triton_kernels.prune_tokens import varlen as prune_tokens_varlen
+from bridge_stg.triton_kernels.prune_tokens.records import PruneBackward, ScoreOptions
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
@@ -74,35 +76,30 @@ def _empty(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 
 def _prune(backward: bool) -> None:
     b, n, d, q, keep = PRUNE.values()
-    tokens, queries = _empty(b, n, d), _empty(b, q, d)
-    kept, index, score, scores = prune_tokens.forward(tokens, queries, keep, "dot", "max", 1.0, None, False)
+    tokens, queries, options = _empty(b, n, d), _empty(b, q, d), ScoreOptions()
+    kept, index, score, _ = prune_tokens.forward(tokens, queries, keep, options, None, False)
     if backward:
-        prune_tokens.backward(
-            kept, score, None, None, kept, index, score, scores, queries, n, "dot", "max", 1.0, False, True, True
-        )
+        prune_tokens.backward(PruneBackward(kept, score, kept, index, queries, n, options, True, True, score))
 
 
 def _prune_varlen() -> None:
     b, n, d, q, keep = PRUNE.values()
     starts, budget = _empty(b + 1, dtype=torch.int32), _empty(dtype=torch.int64)
-    prune_tokens_varlen.forward(
-        _empty(b * n, d), starts, _empty(b, q, d), budget, "per_segment", b * keep, "dot", "max", 1.0
-    )
+    tokens, queries = _empty(b * n, d), _empty(b, q, d)
+    prune_tokens_varlen.forward(tokens, starts, queries, budget, "per_segment", b * keep, ScoreOptions())
 
 
 def _attend(batch: int, backward: bool) -> None:
     """The kernels of six layers; the products of their projections are torch's."""
-    rows, size, width = ATTEND["H"] * ATTEND["Q"], ATTEND["M"], ATTEND["C"]
-    query, memory = _empty(batch, rows, width), _empty(batch, size, width)
-    none = (None,) * 5
-    layers = []
-    for _ in range(LAYERS):
-        out, lse, *_ = attend_memory.forward(query, memory, *none, 0.1, False, False)
-        layers.append(SharedLayer(query, out, lse, lse, None, None, 0.1))
+    query = _empty(batch, ATTEND["H"] * ATTEND["Q"], ATTEND["C"])
+    inputs = AttentionInputs(query, _empty(batch, ATTEND["M"], ATTEND["C"]), *(None,) * 5, 0.1)
+    outputs = [attend_memory.forward(inputs)[:2] for _ in range(LAYERS)]
     if backward:
-        for layer in layers:
-            attend_memory.backward(out, lse, layer.query, memory, *none, layer.lse, out, 0.1, True, False, False, False)
-        shared_backward(layers, memory, None)
+        rows = []
+        for out, lse in outputs:
+            call = AttentionBackward(inputs, out, None, lse, out, True, False, False, False)
+            rows.append(attend_memory_backward.layer_backward(call)[2])
+        shared_backward.memory_gradients(rows, inputs.memory, None, False)
 
 
 class _Counter(TorchDispatchMode):

@@ -266,17 +266,28 @@ def floor_of(op: str, shape: str, mode: str) -> harness.Work:
     return found
 
 
-def patchify_prediction(library: Path) -> Prediction:
-    """The CUDA kernel, out of the compiled library: its loops run over taps, of known numbers."""
+def patchify_kernel(library: Path) -> Kernel:
+    """The CUDA kernel for bfloat16 and patches of 14 at the target shape, out of the compiled library.
+
+    Raises:
+        StopIteration: the library holds no code for sm_90.
+    """
+    name = "patchify_kernelI13__nv_bfloat16Li14E"
     with tempfile.TemporaryDirectory() as folder:
         command = [TOOLS / "cuobjdump", "-xelf", "sm_90", library.resolve()]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         cubin = next(Path(folder).glob("*.cubin"))
-        sass = read(cubin.read_bytes(), TOOLS, "patchify_kernelI13__nv_bfloat16Li14E")
-        usage = subprocess.run([TOOLS / "cuobjdump", "--dump-resource-usage", cubin], capture_output=True, text=True)
-    lines = usage.stdout.splitlines()
-    place = next(i for i, line in enumerate(lines) if "patchify_kernelI13__nv_bfloat16Li14E" in line)
-    registers = int(lines[place + 1].split("REG:")[1].split()[0])
+        sass = read(cubin.read_bytes(), TOOLS, name)
+        command = [TOOLS / "cuobjdump", "--dump-resource-usage", cubin]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers = int(usage.partition(name)[2].partition("REG:")[2].split()[0])
+    programs = (FRAMES // 2) * (TARGET[0] // 28) * ceil(TARGET[1] / 70)
+    return Kernel("patchify_kernel", sass, registers, 40 * 1024, 7, programs)
+
+
+def patchify_prediction(kernel: Kernel) -> Prediction:
+    """Of the CUDA kernel: its loops run over the taps of the filter, whose number is known."""
+    sass = kernel.sass
     taps = 2 * 2.0 * SOURCE[0] / TARGET[0]  # of a bicubic reduction, about as many across
     bodies = [sass.body(loop) for loop in sass.innermost]
     across = next(b for b in bodies if sum(i.base == "LDG" and i.bits == 8 for i in b) >= 4 and len(b) < 60)
@@ -287,14 +298,12 @@ def patchify_prediction(library: Path) -> Prediction:
     rows = SOURCE[0] / TARGET[0]  # of the source to one of the target: what the pass across makes for one output
     fused = sum(i.base == "FFMA" for i in down)
     an_output = rows * taps / 4 * len(across) + taps / fused * len(down) + (len(around) - len(down))
-    programs = (FRAMES // 2) * (TARGET[0] // 28) * ceil(TARGET[1] / 70)
-    kernel = Kernel("patchify_kernel", sass, registers, 40 * 1024, 7, programs)
     issue = PATCHIFY.outputs * an_output / 32 / (PROCESSORS * ISSUE)
     memory = (PATCHIFY.read + PATCHIFY.written) / MEMORY
     peer = (PATCHIFY.read * 10 + PATCHIFY.written * 6) / MEMORY + 2.5e-3  # uint8 resize through float32, then copies
     return Prediction(
         "patchify_frames", "bridge_stg (cuda)", "forward", "T64 1080x1920 to 560x1008", "bfloat16", "total", 1,
-        programs, registers, kernel.shared, kernel.resident, round(kernel.waves, 2),
+        kernel.programs, kernel.registers, kernel.shared, kernel.resident, round(kernel.waves, 2),
         round((PATCHIFY.read + PATCHIFY.written) / 1e6, 1), round(PATCHIFY.flops / 1e9, 2), round(an_output, 1),
         sass.barriers_in_loops, sass.loads_in_flight, _text(sass.widths("LDG")), _text(sass.widths("STG")), "",
         "issue" if issue > memory else "memory", round(memory * 1e6, 1), round(max(issue, memory) * 1e6, 1),
@@ -309,7 +318,7 @@ def main() -> None:
     options = parser.parse_args()
     lines = list(triton_predictions())
     if options.library.is_file():
-        lines.append(patchify_prediction(options.library))
+        lines.append(patchify_prediction(patchify_kernel(options.library)))
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(asdict(lines[0])), lineterminator="\n")
         writer.writeheader()
