@@ -14,7 +14,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..common.configs import Config, gradient_config, multiprocessors, product_constants
+from ..common.configs import gradient_config, multiprocessors, product_constants
 from .backward_kernels import coefficient_kernel, query_kernel, token_kernel
 from .records import PruneBackward
 from .scores import fold_mean
@@ -32,8 +32,7 @@ class Operands:
         extra: [B, k] contiguous gradient of the kept scores, to add where `x` is all tokens; or None.
         bounds, offsets: [S + 1] of `safe_offsets` for packed tokens, else None.
         queries: [B, Q, D] by strides, folded.
-        config: the configuration of the kernels.
-        constants: what the kernels that take products are compiled for.
+        constants: tile sizes, flags and launch options of the kernels.
     """
 
     x: Tensor
@@ -43,7 +42,6 @@ class Operands:
     bounds: Tensor | None
     offsets: Tensor | None
     queries: Tensor
-    config: Config
     constants: dict[str, int]
 
 
@@ -71,8 +69,7 @@ def _operands(call: PruneBackward) -> Operands:
     )
     x, score, gradient = call.scored_rows()
     extra = None if call.grad_scores is None or call.grad_score is None else call.grad_score.contiguous()
-    config = gradient_config(call.kept, call.queries)
-    constants = product_constants(config, call.kept, call.queries)
+    constants = product_constants(gradient_config(call.kept, call.queries), call.kept, call.queries)
     return Operands(
         x=x,
         score=score,
@@ -81,7 +78,6 @@ def _operands(call: PruneBackward) -> Operands:
         bounds=bounds,
         offsets=offsets,
         queries=fold_mean(call.queries, call.options.reduce),
-        config=config,
         constants=constants | {"MASKED": call.options.masked, "PACKED": packed},
     )
 
@@ -94,7 +90,7 @@ def _coefficients(call: PruneBackward, shared: Operands) -> tuple[Tensor, Tensor
     length = shared.x.shape[-2]
     coefficients = gradient.new_empty(gradient.numel(), query_count)
     shrink = gradient.new_empty(gradient.numel(), 2) if options.cosine else None
-    coefficient_kernel[(tile_count(length, segments, shared.config.block_n, shared.offsets is not None),)](
+    coefficient_kernel[(tile_count(length, segments, shared.constants["BLOCK_N"], shared.offsets is not None),)](
         shared.x,
         queries,
         shared.score,
@@ -119,10 +115,10 @@ def _coefficients(call: PruneBackward, shared: Operands) -> tuple[Tensor, Tensor
 
 
 def _d_queries(call: PruneBackward, shared: Operands, coefficients: Tensor) -> Tensor:
-    x, config = shared.x, shared.config
+    x = shared.x
     segments, query_count, width = shared.queries.shape
     length, block_d = x.shape[-2], 64
-    tiles = triton.cdiv(query_count, config.block_q) * triton.cdiv(width, block_d)
+    tiles = triton.cdiv(query_count, shared.constants["BLOCK_Q"]) * triton.cdiv(width, block_d)
     # Enough programs to fill the machine twice, but no split of fewer than 256 rows.
     mean_length = length if shared.offsets is None else length // segments
     wanted = triton.cdiv(2 * multiprocessors(x.device), segments * tiles)
@@ -143,7 +139,7 @@ def _d_queries(call: PruneBackward, shared: Operands, coefficients: Tensor) -> T
         **(shared.constants | {"BLOCK_N": 32, "BLOCK_D": block_d}),
     )
     d_queries = out[0] if splits == 1 else out.sum(0).to(dtype)
-    if call.options.reduce == "mean":  # of the gradient of the one folded query each query has its share
+    if call.options.reduce == "mean":  # each query has its share of the gradient of the one folded query
         d_queries = (d_queries / call.queries.shape[1]).to(call.queries.dtype).expand(call.queries.shape).contiguous()
     return d_queries
 
@@ -151,7 +147,7 @@ def _d_queries(call: PruneBackward, shared: Operands, coefficients: Tensor) -> T
 def _d_tokens(call: PruneBackward, shared: Operands, coefficients: Tensor | None, shrink: Tensor | None) -> Tensor:
     segments, query_count = shared.queries.shape[:2]
     d_tokens = call.kept.new_empty(call.token_shape)
-    token_kernel[(tile_count(call.token_count, segments, shared.config.block_n, shared.bounds is not None),)](
+    token_kernel[(tile_count(call.token_count, segments, shared.constants["BLOCK_N"], shared.bounds is not None),)](
         call.grad_kept,
         coefficients,
         shrink,

@@ -60,11 +60,10 @@ def define_op(
     def fake_kernel(*args: Any) -> Any:
         return fake(*args) if pack is None else call(fake, args[:-1])
 
-    for key in _DEVICES.values():
-        LIBRARY.impl(name, kernel, key)
-    torch.library.register_fake(f"{NAMESPACE}::{name}", fake_kernel, lib=LIBRARY)
     for device, key in _DEVICES.items():
+        LIBRARY.impl(name, kernel, key)
         LIBRARY.impl(name, _autocast_kernel(op, device, autocast_cast), f"Autocast{key}", with_keyset=True)
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake_kernel, lib=LIBRARY)
     return op
 
 
