@@ -67,7 +67,6 @@ MANY_PARAMETERS = {
     "bridge_stg/modules/multi_layer_query_cross_attention.py:MultiLayerQueryCrossAttention.__init__": SIGNATURE,
     "bridge_stg/modules/query_guided_token_pruner.py:QueryGuidedTokenPruner.__init__": SIGNATURE,
     "bridge_stg/ops/attend_memory/api.py:attend_memory": SIGNATURE,
-    "bridge_stg/ops/attend_memory/head_products.py:attend_heads": LATER,
     "bridge_stg/ops/core/warmup.py:_prune_tokens": LATER,
     "bridge_stg/ops/core/warmup.py:_prune_tokens_varlen": LATER,
     "bridge_stg/ops/core/warmup.py:_attend_memory": LATER,
@@ -77,9 +76,7 @@ MANY_PARAMETERS = {
     "bridge_stg/ops/prune_tokens/registration.py:_flops_backward": SCHEMA,
     "bridge_stg/ops/prune_tokens/varlen.py:prune_tokens_varlen": SIGNATURE,
 }
-RENAME = "not yet renamed"
 UNUSED_WORDS = {
-    "benchmarks/bench_attend_memory.py:_with_hub": RENAME,
     "tests/data/readers/published.py": "annotation files as the authors of a dataset publish them",
 }
 
