@@ -66,7 +66,6 @@ MANY_PARAMETERS = {
     "bridge_stg/modules/multi_layer_query_cross_attention.py:MultiLayerQueryCrossAttention.__init__": SIGNATURE,
     "bridge_stg/modules/query_guided_token_pruner.py:QueryGuidedTokenPruner.__init__": SIGNATURE,
     "bridge_stg/ops/attend_memory/api.py:attend_memory": SIGNATURE,
-    "bridge_stg/ops/attend_memory/head_products.py:attend_heads": "the arguments of attend_memory, and two weights",
     "bridge_stg/ops/core/warmup.py:_prune_tokens": SHAPE,
     "bridge_stg/ops/core/warmup.py:_prune_tokens_varlen": SHAPE,
     "bridge_stg/ops/core/warmup.py:_attend_memory": SHAPE,

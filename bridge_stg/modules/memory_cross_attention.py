@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..ops.attend_memory.head_products import attend_heads
+from ..ops.attend_memory.head_products import HeadWeights, attend_heads
 from ..ops.attend_memory.projected_attention import LIBRARIES, projected_attention
 from ..ops.core.checks import FLOATING, check_choice, check_integer, check_number
 from ..ops.core.modes import differentiates_functionally
@@ -309,10 +309,8 @@ class MemoryCrossAttention(nn.Module):
         bias, padding = split_padding(call.bias, call.key_padding_mask)
         out, lse, *masses = attend_heads(
             F.linear(call.query, weights.q, weights.q_bias),
-            weights.k,  # a bias of the keys cancels in the softmax
-            weights.v,
+            HeadWeights(weights.k, weights.v, self.num_heads),  # a bias of the keys cancels in the softmax
             call.memory,
-            self.num_heads,
             position=call.position,
             bias=bias,
             key_mask=None if padding is None else ~padding,

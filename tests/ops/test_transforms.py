@@ -21,7 +21,7 @@ from bridge_stg.ops import (
     score_tokens,
     share_memory,
 )
-from bridge_stg.ops.attend_memory.head_products import attend_heads, contract_heads, expand_heads
+from bridge_stg.ops.attend_memory.head_products import HeadWeights, attend_heads, contract_heads, expand_heads
 
 X = torch.randn(2, 9, 8, generator=torch.Generator().manual_seed(0))
 Q = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1))
@@ -37,7 +37,7 @@ def attend_twice(memory):
 DIFFERENTIABLE = {
     "attend_memory": lambda x: attend_memory(Q, x, scale=0.3)[0],
     "attend_memory-reference": lambda x: attend_memory(Q, x, scale=0.3, backend="reference")[1],
-    "attend_heads": lambda x: attend_heads(Q, torch.eye(8), torch.eye(8), x, 2, scale=0.3)[0],
+    "attend_heads": lambda x: attend_heads(Q, HeadWeights(torch.eye(8), torch.eye(8), 2), x, scale=0.3)[0],
     "share_memory": attend_twice,
     "prune_tokens": lambda x: prune_tokens(x, Q, 4).score,
     "prune_tokens-tokens": lambda x: prune_tokens(x, Q, 4, backend="reference").tokens,
@@ -120,7 +120,7 @@ def test_twice_backward_is_refused(function):
 def test_no_second_derivative_is_left_out_beside_a_residual():
     """A gradient with a differentiable part and one that is not must not keep the first alone."""
     query = Q.clone().requires_grad_()
-    out, _ = attend_heads(query, torch.eye(8), torch.eye(8), X, 2, scale=0.3)
+    out, _ = attend_heads(query, HeadWeights(torch.eye(8), torch.eye(8), 2), X, scale=0.3)
     (grad,) = torch.autograd.grad((query + out).square().sum(), query, create_graph=True)
     with pytest.raises(NotImplementedError, match="differentiable once"):
         torch.autograd.grad(grad.square().sum(), query)

@@ -6,7 +6,7 @@ torch take. Elsewhere, and where something traces or converts the products, they
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,12 +34,18 @@ def contract_heads(wide: Tensor, weight: Tensor) -> Tensor:
     return split.transpose(0, 1).flatten(1)
 
 
+class HeadWeights(NamedTuple):
+    """The weights of keys and values, [heads * D, C] each, and the number of heads."""
+
+    key: Tensor
+    value: Tensor
+    heads: int
+
+
 def attend_heads(
     query: Tensor,
-    key_weight: Tensor,
-    value_weight: Tensor,
+    weights: HeadWeights,
     memory: Tensor,
-    heads: int,
     *,
     position: Tensor | None = None,
     bias: Tensor | None = None,
@@ -51,22 +57,23 @@ def attend_heads(
 
     Args:
         query: [B, Q, heads * D], projected.
-        key_weight, value_weight: [heads * D, C].
+        weights: the weights that expand the query and contract the result.
         memory, position, bias, key_mask, scale, return_mass: as in `attend_memory`.
 
     Returns:
         (out [B, Q, heads * D], lse [B, Q * heads]), and with `return_mass` also mass [B, M].
     """
-    tensors = (query, key_weight, value_weight, memory, position, bias)
+    heads = weights.heads
+    tensors = (query, weights.key, weights.value, memory, position, bias)
     needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    if not needed and not return_mass and _runs_native(query, key_weight, value_weight, memory, position):
+    if not needed and not return_mass and _runs_native(query, weights.key, weights.value, memory, position):
         return _NATIVE.attend_heads.default(
-            query, key_weight, value_weight, memory, position, bias, key_mask, heads, scale
+            query, weights.key, weights.value, memory, position, bias, key_mask, heads, scale
         )
     batch, count, _ = query.shape
     width = memory.shape[2]
     # One product a head over all clips; a broadcast over clips would repeat the weights B times.
-    rows = expand_heads(query.flatten(0, 1), key_weight, heads)  # [B Q, H, C]
+    rows = expand_heads(query.flatten(0, 1), weights.key, heads)  # [B Q, H, C]
     attended, *rest = attend_memory(
         rows.reshape(batch, count * heads, width),
         memory,
@@ -76,7 +83,7 @@ def attend_heads(
         scale=scale,
         return_mass=return_mass,
     )
-    out = contract_heads(attended.view(batch * count, heads, width), value_weight)
+    out = contract_heads(attended.view(batch * count, heads, width), weights.value)
     return out.view(batch, count, query.shape[2]), *rest
 
 

@@ -29,6 +29,7 @@ from .reference import (
 
 
 def _pack_backward(grad_out: Tensor | None, grad_lse: Tensor | None, *rest: Any) -> AttentionBackward:
+    """Pack the arguments of the registered backward, but for its last one."""
     *tensors, lse, saved, scale, need_query, need_memory, need_position, need_bias = rest
     inputs = AttentionInputs(*tensors, scale)
     return AttentionBackward(inputs, grad_out, grad_lse, lse, saved, need_query, need_memory, need_position, need_bias)

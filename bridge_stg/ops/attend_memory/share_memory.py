@@ -8,7 +8,7 @@ of all layers and sums what they left.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self, cast, overload
+from typing import Any, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor
@@ -82,8 +82,9 @@ def _autocast(x: Tensor, device: str) -> Tensor:
 class MemoryHandle:
     """What a memory carries, as an attribute, for the layers that attend to it.
 
-    It belongs to one tensor and lives as long as that. Tensors computed from the memory do not carry it. A copy of the
-    memory, or the memory after a change in place, has another node of autograd, and the handle is not used.
+    It belongs to one tensor and lives as long as that. Tensors computed from the memory do not carry it. Where
+    gradients are taken, a copy of the memory, or the memory after a change in place, has another autograd node than the
+    handle remembers, and is a memory like any other.
     """
 
     _ATTRIBUTE = "_bridge_stg_memory_handle"
@@ -96,7 +97,7 @@ class MemoryHandle:
 
     @classmethod
     def of(cls, memory: Tensor) -> Self | None:
-        """The handle of this class that `memory` carries, or None."""
+        """Return the handle of this class that `memory` carries, or None."""
         handle = getattr(memory, cls._ATTRIBUTE, None)
         return handle if isinstance(handle, cls) and handle._node is memory.grad_fn else None
 
@@ -128,8 +129,7 @@ class SharedMemory(MemoryHandle):
         if autocasts(query.device.type):
             query = _autocast(query, query.device.type)
         layer = _Layer(inputs.scale, return_mass, backend, self._deferred)
-        results = _Attend.apply(query, *self._behind_barrier, inputs.bias, inputs.key_mask, layer)
-        return cast(tuple[Tensor, Tensor, Tensor], results)
+        return _Attend.apply(query, *self._behind_barrier, inputs.bias, inputs.key_mask, layer)
 
 
 class _Layer(NamedTuple):

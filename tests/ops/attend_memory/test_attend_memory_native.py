@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.library import opcheck
 
 from bridge_stg.ops import attend_memory, share_memory
-from bridge_stg.ops.attend_memory.head_products import attend_heads, contract_heads, expand_heads
+from bridge_stg.ops.attend_memory.head_products import HeadWeights, attend_heads, contract_heads, expand_heads
 from bridge_stg.ops.core.native import library_obstacle
 
 from .cases import SHAPES, Shape, attend, check, draw
@@ -218,7 +218,8 @@ def test_attention_between_the_products_of_heads(clips, queries, keys, options):
     memory, position, bias = (x.float() for x in leaves[1:])
     generator = torch.Generator().manual_seed(1)
     query = torch.randn(clips, queries, heads * head_dim, generator=generator)
-    weights = [torch.randn(heads * head_dim, width, generator=generator) / 5 for _ in range(2)]
+    key, value = (torch.randn(heads * head_dim, width, generator=generator) / 5 for _ in range(2))
+    weights = HeadWeights(key, value, heads)
     if "mask" in options and clips > 1:
         arguments["key_mask"][1] = False
     call: dict[str, Any] = {
@@ -227,13 +228,12 @@ def test_attention_between_the_products_of_heads(clips, queries, keys, options):
         "key_mask": arguments.get("key_mask"),
         "scale": 0.3,
     }
-    fused = attend_heads(query, *weights, memory, heads, **call)
-    apart = attend_heads(query.requires_grad_(), *weights, memory, heads, **call)
+    fused = attend_heads(query, weights, memory, **call)
+    apart = attend_heads(query.requires_grad_(), weights, memory, **call)
     exact = attend_heads(
         query.double(),
-        *(w.double() for w in weights),
+        HeadWeights(key.double(), value.double(), heads),
         memory.double(),
-        heads,
         **{name: x.double() if name in ("position", "bias") and x is not None else x for name, x in call.items()},
     )
     for a, b, c in zip(fused, apart, exact, strict=True):
@@ -241,7 +241,7 @@ def test_attention_between_the_products_of_heads(clips, queries, keys, options):
         torch.testing.assert_close(a.double(), c, rtol=1e-4, atol=1e-5)
     if "mask" in options and clips > 1:
         assert (fused[0][1] == 0).all() and fused[1][1].isneginf().all()
-    again = attend_heads(query.detach(), *weights, memory, heads, **call)
+    again = attend_heads(query.detach(), weights, memory, **call)
     assert all(torch.equal(a, b) for a, b in zip(fused, again, strict=True))
 
 
