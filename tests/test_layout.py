@@ -52,12 +52,11 @@ MOST_PARAMETERS = 8
 SCHEMA = "the flat schema of an op of torch.library, or of its backward"
 SIGNATURE = "a public signature"
 COMMAND = "a command of the command line; typer reads its options from the parameters"
-LATER = "not yet one record instead of many arguments"
+SHAPE = "its parameters are the keys of a shape that `warmup` takes"
 MANY_PARAMETERS = {
     "bridge_stg/cli/data.py:convert": COMMAND,
     "bridge_stg/cli/evaluate.py:evaluate": COMMAND,
     "bridge_stg/cli/ground.py:ground": COMMAND,
-    "bridge_stg/data/synthetic.py:write_split": SIGNATURE,
     "bridge_stg/models/modeling_bridge_stg.py:BridgeSTGModel.forward": SIGNATURE,
     "bridge_stg/models/processing_bridge_stg.py:BridgeSTGProcessor.__init__": SIGNATURE,
     "bridge_stg/models/video_processing_bridge_stg.py:_OnePass._preprocess": "transformers calls it by this signature",
@@ -67,54 +66,18 @@ MANY_PARAMETERS = {
     "bridge_stg/modules/multi_layer_query_cross_attention.py:MultiLayerQueryCrossAttention.__init__": SIGNATURE,
     "bridge_stg/modules/query_guided_token_pruner.py:QueryGuidedTokenPruner.__init__": SIGNATURE,
     "bridge_stg/ops/attend_memory/api.py:attend_memory": SIGNATURE,
-    "bridge_stg/ops/attend_memory/api.py:_fake": SCHEMA,
-    "bridge_stg/ops/attend_memory/api.py:_flops_backward": SCHEMA,
-    "bridge_stg/ops/attend_memory/head_products.py:attend_heads": LATER,
-    "bridge_stg/ops/attend_memory/reference.py:reference": SCHEMA,
-    "bridge_stg/ops/attend_memory/reference.py:reference_backward": SCHEMA,
-    "bridge_stg/ops/attend_memory/share_memory.py:_Attend.forward": LATER,
-    "bridge_stg/ops/attend_memory/share_memory.py:stashed_layer_backward": LATER,
-    "bridge_stg/ops/attend_memory/share_memory.py:_triton_layer_backward": LATER,
-    "bridge_stg/ops/attend_memory/share_memory.py:_native_layer_backward": LATER,
-    "bridge_stg/ops/core/warmup.py:_prune_tokens": LATER,
-    "bridge_stg/ops/core/warmup.py:_prune_tokens_varlen": LATER,
-    "bridge_stg/ops/core/warmup.py:_attend_memory": LATER,
+    "bridge_stg/ops/attend_memory/head_products.py:attend_heads": "the arguments of attend_memory, and two weights",
+    "bridge_stg/ops/core/warmup.py:_prune_tokens": SHAPE,
+    "bridge_stg/ops/core/warmup.py:_prune_tokens_varlen": SHAPE,
+    "bridge_stg/ops/core/warmup.py:_attend_memory": SHAPE,
     "bridge_stg/ops/patchify_frames/api.py:patchify_frames": SIGNATURE,
     "bridge_stg/ops/patchify_frames/api.py:patchify_videos": SIGNATURE,
-    "bridge_stg/ops/patchify_frames/api.py:_check_settings": LATER,
-    "bridge_stg/ops/patchify_frames/api.py:_fake": SCHEMA,
-    "bridge_stg/ops/patchify_frames/reference.py:reference": SCHEMA,
     "bridge_stg/ops/prune_tokens/api.py:prune_tokens": SIGNATURE,
-    "bridge_stg/ops/prune_tokens/reference.py:reference_backward": SCHEMA,
-    "bridge_stg/ops/prune_tokens/registration.py:_fake": SCHEMA,
-    "bridge_stg/ops/prune_tokens/registration.py:_fake_backward": SCHEMA,
     "bridge_stg/ops/prune_tokens/registration.py:_flops_backward": SCHEMA,
     "bridge_stg/ops/prune_tokens/varlen.py:prune_tokens_varlen": SIGNATURE,
-    "bridge_stg/ops/prune_tokens/varlen.py:reference": SCHEMA,
-    "bridge_stg/ops/prune_tokens/varlen.py:reference_backward": SCHEMA,
-    "bridge_stg/training/data/annotated.py:GroundingStream.__init__": SIGNATURE,
-    "bridge_stg/training/data/synthetic.py:SyntheticCurriculum.__init__": SIGNATURE,
-    "triton_kernels/attend_memory/backward.py:query_gradients": LATER,
-    "triton_kernels/attend_memory/forward.py:forward": LATER,
-    "triton_kernels/attend_memory/forward.py:backward": LATER,
-    "triton_kernels/prune_tokens/backward.py:score_gradients": LATER,
-    "triton_kernels/prune_tokens/dense.py:_launch": LATER,
-    "triton_kernels/prune_tokens/dense.py:backward": LATER,
-    "triton_kernels/prune_tokens/varlen.py:forward": LATER,
-    "triton_kernels/prune_tokens/varlen.py:backward": LATER,
 }
-UNTYPED_SELF: dict[str, str] = {}
-RENAME = "not yet renamed"
 UNUSED_WORDS = {
-    "benchmarks/bench_attend_memory.py:_with_hub": RENAME,
-    "bridge_stg/ops/attend_memory/share_memory.py:HubBackend": RENAME,
-    "bridge_stg/ops/attend_memory/share_memory.py:MemoryHub": RENAME,
-    "bridge_stg/ops/attend_memory/share_memory.py:_Tap": RENAME,
     "tests/data/readers/published.py": "annotation files as the authors of a dataset publish them",
-    "tests/triton_kernels/interpreted/test_attend_memory_hub.py": RENAME,
-    "triton_kernels/attend_memory/shared_backward.py:HubLayer": RENAME,
-    "triton_kernels/attend_memory/shared_backward.py:hub_backward": RENAME,
-    "triton_kernels/prune_tokens/backward.py:score_gradients": RENAME,
 }
 
 # Modules that no other product file imports or names.
@@ -264,7 +227,7 @@ def test_no_self_is_untyped():
         for argument in node.args.args[:1]
         if argument.arg in ("self", "cls") and argument.annotation and ast.unparse(argument.annotation) == "Any"
     }
-    assert untyped == set(UNTYPED_SELF)
+    assert not untyped
 
 
 def words_not_used():

@@ -62,11 +62,12 @@ def build_from_backbone(
         "backbone_name": name,
         "backbone_fingerprint": mark,
     }
-    attention = backbone.config._attn_implementation
+    attention, experts = backbone.config._attn_implementation, getattr(backbone.config, "_experts_implementation", None)
     try:
         config = BridgeSTGConfig(backbone_config=backbone.config, **(fields | spatial_config))
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    backbone.config._experts_implementation = experts  # which a new configuration forgets, also in those that it holds
     return assemble(model_class, config, backbone, built, attention)
 
 
