@@ -157,7 +157,7 @@ def read_config(folder: Path) -> tuple[PreTrainedConfig, BackboneFamily]:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True), family
     except Exception as error:
-        raise ModelError(f"{folder}/config.json is no {family.label} configuration: {one_line(error)}.") from error
+        raise ModelError(f"{folder}/config.json is not a {family.label} configuration: {one_line(error)}.") from error
 
 
 def read_weights(

@@ -121,7 +121,7 @@ class BridgeSTGConfig(PreTrainedConfig):
         """Refuse a field whose name is nearly one of ours; others may be fields of `transformers` or of the user."""
         for name in extra:
             if near := difflib.get_close_matches(name, self.field_names(), n=1, cutoff=0.85):
-                raise ValueError(f"{name!r} is no field of BridgeSTGConfig; the nearest is {near[0]!r}.")
+                raise ValueError(f"{name!r} is not a field of BridgeSTGConfig; the nearest is {near[0]!r}.")
 
     def check(self) -> None:
         """Raise ValueError, naming the field, for a value of the wrong type, out of range, or that does not exist."""

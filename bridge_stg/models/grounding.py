@@ -71,9 +71,9 @@ class BridgeSTGForVideoGrounding(BridgeSTGModel):
                 None localises every frame the MLLM saw.
 
         Raises:
-            ValueError: `spatial_fps` is no rate.
+            ValueError: `spatial_fps` is not a rate.
             VideoError: the video cannot be read.
-            SampleError: the sentence is no text, is empty or does not fit the context, or what the model computes is
+            SampleError: the sentence is not a text, is empty or does not fit the context, or what the model computes is
                 not finite.
         """
         return self.ground_batch([video], [sentence], spatial_fps=spatial_fps)[0]
@@ -85,9 +85,9 @@ class BridgeSTGForVideoGrounding(BridgeSTGModel):
         *,
         spatial_fps: float | None = None,
     ) -> list[GroundingResult]:
-        """`ground` for several videos in one batch, of any lengths and sizes; results as one by one, in order.
+        """Ground several videos of any lengths and sizes in one batch, with the results that `ground` gives for each.
 
-        All of them are in memory at once: split a long list.
+        All videos are in memory at once, so split a long list.
 
         Args:
             videos: B video files, see `ground`.
@@ -95,7 +95,7 @@ class BridgeSTGForVideoGrounding(BridgeSTGModel):
             spatial_fps: see `ground`.
 
         Raises:
-            ValueError: `spatial_fps` is no rate, or a text stands in place of a list.
+            ValueError: `spatial_fps` is not a rate, or a text stands in place of a list.
             VideoError: a video cannot be read.
             SampleError: a sentence is empty or does not fit the context, there are not as many as videos, or what the
                 model computes for one is not finite.
@@ -143,8 +143,8 @@ class BridgeSTGForVideoGrounding(BridgeSTGModel):
             spatial_fps: see `ground`.
 
         Raises:
-            ValueError: the arguments do not fit each other, times do not ascend from 0 on, or an interval or
-                `spatial_fps` is none.
+            ValueError: the arguments do not fit each other, times do not ascend from 0 on, an interval is not one, or
+                `spatial_fps` is not a rate.
             SampleError: see `ground`.
         """
         _check_clips(frames, times, sentences, durations)
@@ -192,14 +192,14 @@ class BridgeSTGForVideoGrounding(BridgeSTGModel):
 
 @dataclass(frozen=True)
 class _AnsweredClip:
-    """One clip of a batch after the text pass.
+    """A clip of a batch after the text pass.
 
     Attributes:
         times: seconds of its frames.
         duration: seconds.
         answer: generated text.
-        interval: what the answer says, seconds; None where it says none.
-        oracle: the true interval, seconds, where one was given.
+        interval: what the answer says, seconds; None if it says none.
+        oracle: the true interval, seconds, if one was given.
     """
 
     times: Sequence[float]
@@ -216,9 +216,9 @@ def _localise_clips(
     threshold: float,
     spatial_fps: float | None,
 ) -> list[ClipPrediction]:
-    """The predictions for clips of one frame size.
+    """Predict intervals and boxes for clips of one frame size.
 
-    The presence curve is averaged with `relevance` `[B, T]`, the probabilities of dense alignment, where there are any.
+    The presence curve is averaged with `relevance` `[B, T]`, the probabilities of dense alignment, if it is given.
 
     Raises:
         SampleError: presence or boxes are not finite.
@@ -297,7 +297,7 @@ def _check_spatial_fps(value: float | None) -> None:
 
 
 def _check_finite(what: str, values: Sequence[np.ndarray]) -> None:
-    """NaN would pass for a result: comparisons with it are false, and JSON has no word for it."""
+    """Raise SampleError for NaN, which would pass for a result: comparisons with it are false."""
     if not all(np.isfinite(array).all() for array in values):
         raise SampleError(
             f"The model's {what} for this clip and sentence are not finite numbers: its weights hold NaN or values too "
@@ -308,7 +308,7 @@ def _check_finite(what: str, values: Sequence[np.ndarray]) -> None:
 def presence_interval(
     curve: np.ndarray, times: Sequence[float], duration: float, threshold: float
 ) -> tuple[float, float]:
-    """The longest run of frames above `threshold`, in seconds; the frame of the peak when there is none.
+    """The longest run of frames whose presence is above `threshold`, in seconds; without any, the frame of the peak.
 
     Args:
         curve: `[T]` in [0, 1].
@@ -326,9 +326,12 @@ def presence_interval(
 
 
 def read_answer(text: str, times: Sequence[float], duration: float) -> tuple[float, float] | None:
-    """The interval in an answer, moved onto the frame times that its one decimal stands for; None if unreadable.
+    """Read the interval of an answer and move its ends onto the frame times that their one decimal stands for.
 
     A frame at 3.75 s is written 3.8 s; without the move, an event that starts there would lose its first frame.
+
+    Returns:
+        (start, end) in seconds; None if the answer holds no interval.
     """
     if (interval := parse_answer(text, duration)) is None:
         return None
@@ -341,7 +344,7 @@ def read_answer(text: str, times: Sequence[float], duration: float) -> tuple[flo
 def source_tube(
     clock: np.ndarray, size: tuple[int, int], interval: tuple[float, float], known: np.ndarray, boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes at every source frame of an interval, linear in time between the localised ones, held at the ends.
+    """Boxes at every source frame of an interval: linear in time between localised frames, constant outside them.
 
     Args:
         clock: `[F]`, seconds of every source frame.
@@ -360,7 +363,7 @@ def source_tube(
 
 
 def _to_result(clip: Clip, sentence: str, prediction: ClipPrediction) -> GroundingResult:
-    """The prediction in source frames and on the file's clock, which the model never sees: it counts from 0."""
+    """Convert a prediction to source frames and to the file's own clock; the model's clock starts at 0."""
     info, index = clip.info, np.unique(clip.source_frames)
     decoded = index[prediction.frames]
     size = info.width, info.height

@@ -59,7 +59,7 @@ def check_processor_settings(
 
     Raises:
         ConfigError: an unknown field, a value of the wrong type or range, statistics that leave pixels infinite or
-            NaN, a time format that formats no time, a text that is no Unicode; another error where `error` says so.
+            NaN, a time format that formats no time, or a text that is not Unicode; another error if `error` says so.
     """
     found = check_fields(settings, PROCESSOR_RULES, source, prefix=prefix, error=error)
     for name, value in found.items():
@@ -107,7 +107,7 @@ def check_video_settings(owner: str, settings: Mapping[str, Any], kind: type) ->
         elif name in _RULES:
             _check(owner, name, value, _RULES[name])
         elif near := _nearly(name, known, kind):
-            raise ValueError(f"{owner}: {show(name)} is no setting; it must be {near} or another known one.")
+            raise ValueError(f"{owner}: {show(name)} is not a setting; it must be {near} or another known one.")
 
 
 def check_statistics(

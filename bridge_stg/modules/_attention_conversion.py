@@ -22,7 +22,9 @@ def copy_multihead_attention(
         kind = f"{type(attention).__module__}.{type(attention).__qualname__}"
         raise TypeError(f"{name}: attention must be a torch.nn.MultiheadAttention, got a {kind}.")
     if attention.bias_k is not None or attention.add_zero_attn:
-        raise ValueError(f"{name}: attention must be without add_bias_kv and add_zero_attn: added rows are no memory.")
+        raise ValueError(
+            f"{name}: attention must be without add_bias_kv and add_zero_attn: they add rows to the memory."
+        )
     own = getattr(attention.forward, "__func__", None) is nn.MultiheadAttention.forward
     if not own or attention._forward_pre_hooks or attention._forward_hooks:
         raise ValueError(

@@ -98,7 +98,7 @@ class MemoryCrossAttention(nn.Module):
         if not 0.0 <= check_number(name, "dropout", dropout) <= 1.0:
             raise ValueError(f"{name}: dropout must be in 0..1, got {dropout}.")
         if add_bias_kv or add_zero_attn:
-            raise ValueError(f"{name}: add_bias_kv and add_zero_attn must be False: added rows are no memory.")
+            raise ValueError(f"{name}: add_bias_kv and add_zero_attn must be False: they add rows to the memory.")
         if path not in PATHS:
             raise ValueError(f"path must be 'auto', 'absorbed' or 'projected', got {path!r}.")
         if library is not None:

@@ -69,7 +69,7 @@ def test_every_field_is_missed_and_checked(folder, name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"decoder_dimm": 96}, "'decoder_dimm' is no field of BridgeSTGConfig; the nearest is 'decoder_dim'"),
+        ({"decoder_dimm": 96}, "'decoder_dimm' is not a field of BridgeSTGConfig; the nearest is 'decoder_dim'"),
         ({"bridge_tokens": True}, "bridge_tokens must be an integer .*, got True"),
         ({"gate": 1}, "gate must be true or false, got 1"),
         ({"decoder_heads": 5}, "decoder_heads must divide decoder_dim=96, got 5"),

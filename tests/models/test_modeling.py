@@ -239,3 +239,7 @@ def test_choices_out_of_range_are_named(processor, field, value, message):
 
     with pytest.raises(ValueError, match=message):
         tiny_config(processor, **{field: value})
+
+
+def test_keep_is_a_share_also_as_an_integer(make_model):
+    assert make_model(keep=1).pruner.keep_count(64) == 64

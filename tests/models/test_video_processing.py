@@ -348,7 +348,7 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     (RGB, {"resample": 9}, "resample must be a filter of PIL, 0..5, got 9"),
     (RGB, {"do_resize": "false"}, "do_resize must be true or false or null, got 'false'"),
     (RGB, {"device": "nowhere"}, "the videos must fit the settings"),
-    (RGB, {"patch_sise": 14}, "'patch_sise' is no setting; it must be patch_size"),
+    (RGB, {"patch_sise": 14}, "'patch_sise' is not a setting; it must be patch_size"),
     (RGB, {"do_sample_frames": True, "fps": NAN}, "fps must be a number or null, got nan"),
     (RGB, {"do_sample_frames": True, "num_frames": 0}, "num_frames must be an integer >= 1"),
     (RGB, {"do_sample_frames": True}, "do_sample_frames must have num_frames or fps"),

@@ -143,7 +143,7 @@ def test_one_processor_serves_several_threads(family):
         (b"\xff\xfe{}", "cannot be read: 'utf-8' codec can't decode"),
         ('{"patch_size": "x"}', "patch_size must be an integer >= 1"),
         ('{"patch_size": %s}' % ("9" * 4000), "patch_size must be an integer >= 1"),
-        ('{"patch_sise": 14}', "'patch_sise' is no setting; it must be patch_size"),
+        ('{"patch_sise": 14}', "'patch_sise' is not a setting; it must be patch_size"),
         ('{"image_mean": [NaN, 0, 0]}', "image_mean must be a number or one a channel, got [nan, 0, 0]"),
         ('{"image_mean": "\\ud800"}', "image_mean must be a number or one a channel, got '\\ud800'"),
         ('{"image_std": [0, 0, 0]}', "image_std must leave normalised pixels finite"),
