@@ -57,7 +57,6 @@ MANY_PARAMETERS = {
     "bridge_stg/cli/data.py:convert": COMMAND,
     "bridge_stg/cli/evaluate.py:evaluate": COMMAND,
     "bridge_stg/cli/ground.py:ground": COMMAND,
-    "bridge_stg/data/synthetic.py:write_split": SIGNATURE,
     "bridge_stg/models/modeling_bridge_stg.py:BridgeSTGModel.forward": SIGNATURE,
     "bridge_stg/models/processing_bridge_stg.py:BridgeSTGProcessor.__init__": SIGNATURE,
     "bridge_stg/models/video_processing_bridge_stg.py:_OnePass._preprocess": "transformers calls it by this signature",
