@@ -118,7 +118,7 @@ def work(case: Case, mode: str) -> Work:
     return Work(moved, flops) if mode == FORWARD else Work(3 * moved, 3 * flops)
 
 
-def _with_hub(case: Case, device: torch.device) -> Prepared:
+def _with_shared_memory(case: Case, device: torch.device) -> Prepared:
     module = MultiLayerQueryCrossAttention(case.sizes["C"], case.sizes["H"], LAYERS, device=device, dtype=case.dtype)
     for ours, theirs in zip(module.layers, _layers(case, device), strict=True):
         ours.load_state_dict(theirs.state_dict())
@@ -143,7 +143,7 @@ def _layer_by_layer(path: Any) -> Callable[[Case, torch.device], Prepared]:
 
 
 def _plain_products(case: Case, device: torch.device) -> Prepared:
-    """Absorbed and over one hub, with nothing but products of torch."""
+    """Absorbed and over one shared memory, with nothing but products of torch."""
     layers = _layers(case, device)
     heads = case.sizes["H"]
 
@@ -249,7 +249,7 @@ def _flash_attn(case: Case, device: torch.device) -> Attend:
 def providers(case: Case, device: torch.device) -> Sequence[Provider]:
     kernels = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
     return [
-        Provider("bridge_stg", _with_hub, ours=True, subject=True),
+        Provider("bridge_stg", _with_shared_memory, ours=True, subject=True),
         Provider("bridge_stg, absorbed, layer by layer", _layer_by_layer("absorbed"), ours=True),
         Provider("bridge_stg, projected, layer by layer", _layer_by_layer("projected"), ours=True),
         Provider("bridge_stg, absorbed, products of torch", _plain_products, ours=True),

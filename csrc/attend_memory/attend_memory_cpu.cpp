@@ -98,14 +98,11 @@ void Attention::forward(const Forward& call) const {
 
 void Attention::attend_unit(const Forward& call, const Unit& unit, const Partial& partial) const {
   const int64_t width = memory_.width, columns = round_up(unit.rows, kColumns), stride = spread(columns);
-  Scratch& scratch = Scratch::of_thread();
-  scratch.start(KeyReader::scratch(memory_, block_) + (width + block_) * stride + 2 * columns + 64);
-  KeyReader reader(memory_, kernels_);
-  reader.start(scratch, block_);
-  float* query = scratch.take(width * stride);  // [width, rows]
-  float* own_block = scratch.take(block_ * stride);
-  float* old_peak = scratch.take(columns);
-  float* keep = scratch.take(columns);
+  KeyReader reader(memory_, kernels_, block_, (width + block_) * stride + 2 * columns);
+  float* query = reader.take(width * stride);  // [width, rows]
+  float* own_block = reader.take(block_ * stride);
+  float* old_peak = reader.take(columns);
+  float* keep = reader.take(columns);
   const int64_t first_row = unit.clip * rows_ + unit.first_row;
   kernels_.transpose(call.query + first_row * width, width, unit.rows, width, call.scale, query, stride);
 
@@ -237,13 +234,10 @@ void Attention::backward(const Backward& call) const {
 // Computes P of the unit from lse.
 void Attention::probability_unit(const Backward& call, const Unit& unit) const {
   const int64_t width = memory_.width, columns = round_up(unit.rows, kColumns), stride = spread(columns);
-  Scratch& scratch = Scratch::of_thread();
-  scratch.start(KeyReader::scratch(memory_, block_) + width * stride + 2 * columns + 64);
-  KeyReader reader(memory_, kernels_);
-  reader.start(scratch, block_);
-  float* query = scratch.take(width * stride);
-  float* lse = scratch.take(columns);
-  float* unused = scratch.take(columns);
+  KeyReader reader(memory_, kernels_, block_, width * stride + 2 * columns);
+  float* query = reader.take(width * stride);
+  float* lse = reader.take(columns);
+  float* unused = reader.take(columns);
   const int64_t first_row = unit.clip * rows_ + unit.first_row;
   kernels_.transpose(call.query + first_row * width, width, unit.rows, width, call.scale, query, stride);
   clear(lse, columns);
@@ -264,11 +258,8 @@ void Attention::probability_unit(const Backward& call, const Unit& unit) const {
 // Writes the gradient of P to d_score, and adds up P times this gradient over the keys, less the gradient of lse.
 void Attention::row_sums_unit(const Backward& call, const Unit& unit, float* delta) const {
   const int64_t width = memory_.width, columns = round_up(unit.rows, kColumns), stride = spread(columns);
-  Scratch& scratch = Scratch::of_thread();
-  scratch.start(KeyReader::scratch(memory_, block_) + width * stride + 64);
-  KeyReader reader(memory_, kernels_);
-  reader.start(scratch, block_);
-  float* grad_out = scratch.take(width * stride);  // [width, rows]
+  KeyReader reader(memory_, kernels_, block_, width * stride);
+  float* grad_out = reader.take(width * stride);  // [width, rows]
   const int64_t first_row = unit.clip * rows_ + unit.first_row;
   if (call.grad_out != nullptr) {
     kernels_.transpose(call.grad_out + first_row * width, width, unit.rows, width, 1.0f, grad_out, stride);
@@ -296,11 +287,8 @@ void Attention::row_sums_unit(const Backward& call, const Unit& unit, float* del
 void Attention::score_unit(const Backward& call, const Unit& unit, const float* delta, float* d_query,
                            float* d_bias) const {
   const int64_t width = memory_.width, columns = round_up(unit.rows, kColumns);
-  Scratch& scratch = Scratch::of_thread();
-  scratch.start(KeyReader::scratch(memory_, block_) + columns + 64);
-  KeyReader reader(memory_, kernels_);
-  reader.start(scratch, block_);
-  float* total = scratch.take(columns);
+  KeyReader reader(memory_, kernels_, block_, columns);
+  float* total = reader.take(columns);
   clear(total, columns);
   for (int64_t s = 0; s < splits_; ++s) {
     const float* part = delta + (unit.clip * splits_ + s) * columns_ + unit.first_row;

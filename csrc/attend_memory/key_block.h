@@ -63,18 +63,17 @@ inline int64_t spread_width(int64_t width) {
 // Reads blocks of keys. float32 keys without a mask are read where they lie, others through a copy.
 class KeyReader {
  public:
-  KeyReader(const Memory& memory, const AttendKernels& kernels) : memory_(memory), kernels_(kernels) {}
-
-  // Returns the floats of scratch that `start` takes for blocks of `block` keys.
-  static int64_t scratch(const Memory& memory, int64_t block) {
-    return 2 * block * spread_width(memory.width) + 2 * round_up(block, kCacheLine);
+  // Takes scratch memory of the thread for blocks of `block` keys, with room for `floats` more.
+  KeyReader(const Memory& memory, const AttendKernels& kernels, int64_t block, int64_t floats)
+      : memory_(memory), kernels_(kernels), scratch_(Scratch::of_thread()) {
+    const int64_t rows = block * spread_width(memory.width);
+    scratch_.start(2 * rows + block + floats + kSlack);
+    value_ = take(rows);
+    key_ = take(rows);
+    bias_ = take(block);
   }
 
-  void start(Scratch& scratch, int64_t block) {
-    value_ = scratch.take(block * spread_width(memory_.width));
-    key_ = scratch.take(block * spread_width(memory_.width));
-    bias_ = scratch.take(block);
-  }
+  float* take(int64_t count) { return scratch_.take(count); }
 
   FloatRows values(int64_t clip, int64_t first, int64_t count) const {
     if (memory_.type == ElementType::kFloat32 && memory_.visible == nullptr) {
@@ -123,9 +122,12 @@ class KeyReader {
     return {to - count * stride, stride};
   }
 
+  static constexpr int64_t kSlack = 256;  // what rounding up to cache lines adds
+
   const Memory& memory_;
   const AttendKernels& kernels_;
-  float *value_ = nullptr, *key_ = nullptr, *bias_ = nullptr;
+  Scratch& scratch_;
+  float *value_, *key_, *bias_;
 };
 
 }  // namespace bridge_stg

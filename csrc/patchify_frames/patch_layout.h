@@ -19,16 +19,16 @@ struct PatchLayout {
   int64_t temporal = 2;  // tp, frames
   int64_t merge = 2;     // m, patches a side that the tower merges
 
-  // Width of an output row; its columns are ((c tp + dt) P + py) P + px.
+  // The width of an output row, whose columns are ((c tp + dt) P + py) P + px.
   BRIDGE_STG_HOST_DEVICE int64_t columns() const { return 3 * temporal * patch * patch; }
 
-  // Output row of the patch at (gy, gx) in the gh x gw grid of temporal group t:
+  // The output row of the patch at (gy, gx) in the gh x gw grid of temporal group t:
   // (((t gh/m + hb) gw/m + wb) m + mh) m + mw with gy = hb m + mh, gx = wb m + mw.
   BRIDGE_STG_HOST_DEVICE int64_t row(int64_t t, int64_t gy, int64_t gx, int64_t gh, int64_t gw) const {
     return merge_row(t, gy / merge, gh, gw) + row_within(gy % merge, gx, merge);
   }
 
-  // First output row of merge row hb, and where in it the patch of row mh and column gx stands.
+  // The first output row of merge row hb, and the place in it of the patch of row mh and column gx.
   BRIDGE_STG_HOST_DEVICE int64_t merge_row(int64_t t, int64_t hb, int64_t gh, int64_t gw) const {
     return (t * (gh / merge) + hb) * gw * merge;
   }
@@ -38,7 +38,7 @@ struct PatchLayout {
     return (gx / merge * merge + mh) * merge + gx % merge;
   }
 
-  // Position among the frames asked for of frame dt of group t; the last one repeats.
+  // The position of frame dt of group t among the frames asked for, the last of which repeats.
   BRIDGE_STG_HOST_DEVICE int64_t frame(int64_t t, int64_t dt, int64_t frames) const {
     const int64_t position = t * temporal + dt;
     return position < frames ? position : frames - 1;

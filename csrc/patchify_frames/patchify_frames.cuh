@@ -1,4 +1,4 @@
-// The CUDA kernel of patchify_frames: one thread block a tile, one launch for a ragged list of videos.
+// The CUDA kernel of patchify_frames. One thread block computes a tile, and one launch all tiles of some videos.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,8 +8,8 @@
 
 namespace bridge_stg {
 
-// Videos a launch: what fits the 4 KiB of a kernel's arguments. Passed by value, they need no copy to the device and
-// stay with a captured graph.
+// The videos of a launch, as many as fit the 4 KiB of a kernel's arguments. Passed by value they need no copy to the
+// device, and a captured graph keeps them.
 constexpr int kVideosAtOnce = 24;
 
 struct TileJob {
@@ -25,7 +25,7 @@ __device__ __forceinline__ void store_as(float* out, float value) { *out = value
 __device__ __forceinline__ void store_as(__nv_bfloat16* out, float value) { *out = __float2bfloat16_rn(value); }
 __device__ __forceinline__ void store_as(__half* out, float value) { *out = __float2half_rn(value); }
 
-// 7 warps cover the 196 pixels of a patch of 14 best, 8 the 256 of one of 16.
+// 7 warps fit the 196 pixels of a patch of 14 best, 8 warps the 256 pixels of a patch of 16.
 constexpr int tile_threads(int patch) { return patch == 14 ? 224 : 256; }
 
 template <typename Value, int kPatch>

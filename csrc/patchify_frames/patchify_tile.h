@@ -1,8 +1,9 @@
-// patchify_frames on CUDA, one tile: a strip of patch columns of one merge row of one temporal group. Its phases are
-// plain functions of (thread, threads), separated by barriers in the kernel and run one after another in unit tests.
+// What one thread block of patchify_frames does on CUDA. It computes a tile: some patch columns of one merge row of one
+// temporal group. The phases are plain functions of (thread, threads); barriers separate them in the kernel, and unit
+// tests run them one after another.
 //
-// Arithmetic is that of ATen's `upsample_gen2d_aa_out_frame` (aten/src/ATen/native/cuda/UpSampleBilinear2d.cu), which
-// the Hugging Face processors run on CUDA: float32 weights, taps added in order along x, then along y.
+// The arithmetic is that of ATen's `upsample_gen2d_aa_out_frame` (aten/src/ATen/native/cuda/UpSampleBilinear2d.cu),
+// which the Hugging Face processors run on CUDA: weights in float32, taps added in order along x, then along y.
 #pragma once
 
 #include <cmath>
@@ -29,14 +30,14 @@ inline TileAxis tile_axis(int in, int out, bool bicubic) {
   return axis;
 }
 
-// A video and the frames asked of it, as the kernel sees it. Strides are in bytes.
+// A VideoView as the kernel reads it, with its place in the output and the sizes of its tiles.
 struct TileVideo {
   const uint8_t* pixels;
   const int64_t* frame_index;  // null: all frames in order; values outside are clamped
   int64_t frame_stride, channel_stride, row_stride, pixel_stride, index_stride;
   int64_t frames, count;
-  int64_t first_row;    // of its output
-  int64_t first_block;  // of its tiles
+  int64_t first_row;    // of the output
+  int64_t first_block;  // of the launch
   int32_t height, width, out_height, out_width;
   TileAxis y, x;
   int32_t chunk_rows;  // source rows that the tile holds at once
@@ -48,10 +49,10 @@ struct TileNormalization {
   bool reciprocal_is_exact;
 };
 
-// Output pixels across a tile: whole patches, about 64.
+// The output pixels across a tile: whole patches, at least 64 pixels.
 BRIDGE_STG_HOST_DEVICE constexpr int tile_width(int patch) { return (64 + patch - 1) / patch * patch; }
 
-// Where a tile keeps its data, in 4-byte words of shared memory.
+// The places of a tile's data in shared memory, which is counted in words of 4 bytes.
 struct TileMemory {
   int width, height;  // of the tile in output pixels
   int patches;        // of the tile
@@ -93,7 +94,7 @@ BRIDGE_STG_HOST_DEVICE float tile_filter(float x, bool bicubic) {
   return 0.0f;
 }
 
-// Weights of output pixel i along one axis of `in` source pixels, `step` words apart.
+// Writes the weights of output pixel i along one axis of `in` source pixels, `step` words apart.
 BRIDGE_STG_HOST_DEVICE void tile_weights(int i, int in, const TileAxis& axis, bool bicubic, float* weights, int step,
                                          int* start, int* count) {
   const float center = axis.scale * (i + 0.5f);
@@ -117,7 +118,7 @@ BRIDGE_STG_HOST_DEVICE void tile_weights(int i, int in, const TileAxis& axis, bo
   *count = taps;
 }
 
-// Phase 1: the weights of output pixels x0.. and y0.. of the video, and the output rows of the patches.
+// Phase 1 computes the weights of the tile, whose first output pixel is (x0, y0), and the output rows of its patches.
 BRIDGE_STG_HOST_DEVICE void tile_tables(const TileVideo& video, const TileMemory& memory, const PatchLayout& layout,
                                         int x0, int y0, bool bicubic, int thread, int threads) {
   const int P = static_cast<int>(layout.patch), merge = static_cast<int>(layout.merge), across = memory.width / P;
@@ -140,7 +141,7 @@ BRIDGE_STG_HOST_DEVICE void tile_tables(const TileVideo& video, const TileMemory
   }
 }
 
-// Phase 2: source rows first..first+chunk_rows-1 of one plane through the horizontal pass, four at a time.
+// Phase 2 takes source rows first..first+chunk_rows-1 of one plane through the horizontal pass, four at a time.
 template <int kWidth>
 BRIDGE_STG_HOST_DEVICE void tile_rows(const TileVideo& video, const TileMemory& memory, const uint8_t* plane, int first,
                                       int last, int thread, int threads) {
@@ -181,8 +182,8 @@ BRIDGE_STG_HOST_DEVICE float tile_value(float pixel, const TileNormalization& no
   return fmaf(fmaf(-quotient, normalization.std[channel], x), normalization.reciprocal[channel], quotient);
 }
 
-// Phase 3: the taps that lie in source rows first..last-1 of the vertical pass; after the last chunk, the values.
-// `store(position in the output, value)` casts and writes.
+// Phase 3 adds the taps of the vertical pass that lie in the source rows of phase 2. After the last chunk of rows it
+// normalizes, and store(position in the output, value) casts and writes.
 template <int kPatch, typename Store>
 BRIDGE_STG_HOST_DEVICE void tile_values(const TileVideo& video, const TileMemory& memory, const PatchLayout& layout,
                                         const TileNormalization& normalization, int64_t merge_row, int channel, int dt,
@@ -214,7 +215,7 @@ BRIDGE_STG_HOST_DEVICE void tile_values(const TileVideo& video, const TileMemory
   }
 }
 
-// The whole tile. `barrier()` waits for all threads.
+// Computes the whole tile. `barrier()` waits for all threads.
 template <int kPatch, typename Store, typename Barrier>
 BRIDGE_STG_HOST_DEVICE void patchify_tile(const TileVideo& video, const PatchLayout& layout,
                                           const TileNormalization& normalization, bool bicubic, int64_t tile,

@@ -130,11 +130,16 @@ def record(launch: Callable[[], Any], name: str = "") -> list[Variant]:
     return found
 
 
-def compile_variant(variant: Variant, cc: int) -> Resources:
-    """Compile for compute capability `cc` (80, 90, 100) and read the resources out of the cubin."""
+def compile_kernel(variant: Variant, cc: int) -> Any:
+    """Triton's compiled kernel for compute capability `cc` (80, 90, 100): `asm["cubin"]`, `asm["ptx"]`, `metadata`."""
     attributes = {path: [["tt.divisibility", 16]] for path in variant.aligned}
     source = ASTSource(variant.kernel, dict(variant.signature), dict(variant.constants), attributes)
-    compiled = triton.compile(source, target=GPUTarget("cuda", cc, 32), options=dict(variant.options))
+    return triton.compile(source, target=GPUTarget("cuda", cc, 32), options=dict(variant.options))
+
+
+def compile_variant(variant: Variant, cc: int) -> Resources:
+    """Compile for compute capability `cc` and read the resources out of the cubin."""
+    compiled = compile_kernel(variant, cc)
     usage = _read_cubin(compiled.asm["cubin"])
     return Resources(
         registers=int(usage["REG"]),
@@ -189,15 +194,15 @@ def gate(op: str, name: str, cc: int, resources: Resources) -> None:
     assert not worse, f"{what} got worse than {path.name} says: {worse} (was, is)"
 
 
-def _write_entry(path: Path, name: str, cc: int, used: dict[str, int]) -> None:
+def _write_entry(path: Path, name: str, cc: int, used: dict[str, Any], version: str = TRITON) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # test workers write the same table
         file.seek(0)
         table = json.loads(file.read() or "{}")
-        table.setdefault(TRITON, {}).setdefault(name, {})[str(cc)] = used
-        for version, variants in table.items():
-            table[version] = {key: dict(sorted(variants[key].items())) for key in sorted(variants)}
+        table.setdefault(version, {}).setdefault(name, {})[str(cc)] = used
+        for known, variants in table.items():
+            table[known] = {key: dict(sorted(variants[key].items())) for key in sorted(variants)}
         file.truncate(0)
         file.write(_dump(table))
 
@@ -205,7 +210,7 @@ def _write_entry(path: Path, name: str, cc: int, used: dict[str, int]) -> None:
 def _dump(table: dict[str, Any]) -> str:
     """JSON with one line for each variant and compute capability."""
     text = json.dumps(table, indent=1)
-    return re.sub(r"\{\s*(\"registers\"[^}]*?)\s*\}", lambda m: "{" + re.sub(r"\s+", " ", m[1]) + "}", text) + "\n"
+    return re.sub(r"\{\s*([^{}]*?)\s*\}", lambda m: "{" + re.sub(r"\s+", " ", m[1]) + "}", text) + "\n"
 
 
 def distinct(variants: list[Variant]) -> list[Variant]:

@@ -49,8 +49,7 @@ def attend_memory_delta(
 @triton.jit(do_not_specialize=SIZES + SIDES)
 def attend_memory_query_gradient(
     d_query, d_bias, query, d_out, lse, delta, memory, position, bias, key_mask, index, window,
-    memory_b, memory_m, memory_c, position_b, position_m, position_c,
-    bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
+    memory_stride, position_stride, bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
     scale, M, R, K, splits, split_size,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -70,20 +69,17 @@ def attend_memory_query_gradient(
         start, end = load_windows(window, batch, row, window_b, window_r, window_e, R, K)
         if d_bias is None:
             first, last = key_range(start, end, first, last, BLOCK_K)
-    row_b = R.to(tl.int64) * WIDTH
+    query_stride = (R.to(tl.int64) * WIDTH, WIDTH, 1)
     level, drop = load_levels(lse, delta, batch, row, R)
     if BLOCK_D == BLOCK_C:
-        rows = load_rows(query, batch, row, row < R, row_b, WIDTH, 1, column, WIDTH)
-        slopes = load_rows(d_out, batch, row, row < R, row_b, WIDTH, 1, column, WIDTH)
+        rows = load_rows(query, batch, row, row < R, query_stride, column, WIDTH)
+        slopes = load_rows(d_out, batch, row, row < R, query_stride, column, WIDTH)
     total = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
     for begin in range(loop_bound(first), loop_bound(last), BLOCK_K):
         place = begin + tl.arange(0, BLOCK_K)
         key, seen = find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M, K)
         if BLOCK_D == BLOCK_C:
-            value, keys = load_keys(
-                memory, position, batch, key, seen, column,
-                memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-            )  # fmt: skip
+            value, keys = load_keys(memory, position, batch, key, seen, column, memory_stride, position_stride, WIDTH)
             score = tl.dot(rows, tl.trans(keys), input_precision="ieee")  # [BLOCK_R, BLOCK_K]
             d_weight = tl.dot(slopes, tl.trans(value), input_precision="ieee")
         else:
@@ -91,18 +87,12 @@ def attend_memory_query_gradient(
             d_weight = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
             for chunk in range(0, BLOCK_C, BLOCK_D):
                 some = chunk + tl.arange(0, BLOCK_D)
-                rows = load_rows(query, batch, row, row < R, row_b, WIDTH, 1, some, WIDTH)
-                slopes = load_rows(d_out, batch, row, row < R, row_b, WIDTH, 1, some, WIDTH)
-                value, keys = load_keys(
-                    memory, position, batch, key, seen, some,
-                    memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-                )  # fmt: skip
+                rows = load_rows(query, batch, row, row < R, query_stride, some, WIDTH)
+                slopes = load_rows(d_out, batch, row, row < R, query_stride, some, WIDTH)
+                value, keys = load_keys(memory, position, batch, key, seen, some, memory_stride, position_stride, WIDTH)
                 score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
                 d_weight = tl.dot(slopes, tl.trans(value), d_weight, input_precision="ieee")
-            value, keys = load_keys(
-                memory, position, batch, key, seen, column,
-                memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-            )  # fmt: skip
+            value, keys = load_keys(memory, position, batch, key, seen, column, memory_stride, position_stride, WIDTH)
         score *= scale * LOG2E
         if bias is not None:
             extra = tl.load(bias + batch * bias_b + key * bias_m, mask=seen, other=0.0).to(tl.float32)

@@ -36,8 +36,7 @@ from .tiles import forward_tile, mass_tile, split_keys
 @triton.jit(do_not_specialize=SIZES + SIDES)
 def attend_memory_forward(
     out, lse, query, memory, position, bias, key_mask, index, window,
-    memory_b, memory_m, memory_c, position_b, position_m, position_c,
-    bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
+    memory_stride, position_stride, bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
     scale, M, R, K, splits, split_size,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -57,8 +56,9 @@ def attend_memory_forward(
     if window is not None:
         start, end = load_windows(window, batch, row, window_b, window_r, window_e, R, K)
         first, last = key_range(start, end, first, last, BLOCK_K)
+    query_stride = (R.to(tl.int64) * WIDTH, WIDTH, 1)
     if BLOCK_D == BLOCK_C:
-        rows = load_rows(query, batch, row, row < R, R.to(tl.int64) * WIDTH, WIDTH, 1, column, WIDTH)
+        rows = load_rows(query, batch, row, row < R, query_stride, column, WIDTH)
     peak = tl.full([BLOCK_R], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_R], tl.float32)
     mean = tl.zeros([BLOCK_R, BLOCK_D], tl.float32)
@@ -66,22 +66,16 @@ def attend_memory_forward(
         place = begin + tl.arange(0, BLOCK_K)
         key, seen = find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M, K)
         if BLOCK_D == BLOCK_C:
-            value, keys = load_keys(
-                memory, position, batch, key, seen, column,
-                memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-            )  # fmt: skip
+            value, keys = load_keys(memory, position, batch, key, seen, column, memory_stride, position_stride, WIDTH)
             score = tl.dot(rows, tl.trans(keys), input_precision="ieee")  # [BLOCK_R, BLOCK_K]
         else:
             score = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
             for chunk in range(0, BLOCK_C, BLOCK_D):
                 some = chunk + tl.arange(0, BLOCK_D)
-                rows = load_rows(query, batch, row, row < R, R.to(tl.int64) * WIDTH, WIDTH, 1, some, WIDTH)
-                value, keys = load_keys(
-                    memory, position, batch, key, seen, some,
-                    memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-                )  # fmt: skip
+                rows = load_rows(query, batch, row, row < R, query_stride, some, WIDTH)
+                value, keys = load_keys(memory, position, batch, key, seen, some, memory_stride, position_stride, WIDTH)
                 score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
-            value = load_rows(memory, batch, key, seen, memory_b, memory_m, memory_c, column, WIDTH)
+            value = load_rows(memory, batch, key, seen, memory_stride, column, WIDTH)
         score *= scale * LOG2E
         if bias is not None:
             extra = tl.load(bias + batch * bias_b + key * bias_m, mask=seen, other=0.0).to(tl.float32)
@@ -109,8 +103,7 @@ def attend_memory_forward(
 @triton.jit(do_not_specialize=["M", "R", "K", *SIDES])
 def attend_memory_mass(
     mass, query, lse, memory, position, bias, key_mask, index, window,
-    memory_b, memory_m, memory_c, position_b, position_m, position_c,
-    bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
+    memory_stride, position_stride, bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
     scale, M, R, K,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -121,17 +114,15 @@ def attend_memory_mass(
     key, seen = find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M, K)
     if bias is not None:
         extra = tl.load(bias + batch * bias_b + key * bias_m, mask=seen, other=0.0).to(tl.float32) * LOG2E
+    query_stride = (R.to(tl.int64) * WIDTH, WIDTH, 1)
     total = tl.zeros([BLOCK_K], tl.float32)
     for begin in range(0, loop_bound(R), BLOCK_R):
         row = begin + tl.arange(0, BLOCK_R)
         score = tl.zeros([BLOCK_R, BLOCK_K], tl.float32)
         for chunk in range(0, BLOCK_C, BLOCK_D):
             column = chunk + tl.arange(0, BLOCK_D)
-            rows = load_rows(query, batch, row, row < R, R.to(tl.int64) * WIDTH, WIDTH, 1, column, WIDTH)
-            _, keys = load_keys(
-                memory, position, batch, key, seen, column,
-                memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-            )  # fmt: skip
+            rows = load_rows(query, batch, row, row < R, query_stride, column, WIDTH)
+            _, keys = load_keys(memory, position, batch, key, seen, column, memory_stride, position_stride, WIDTH)
             score = tl.dot(rows, tl.trans(keys), score, input_precision="ieee")
         score *= scale * LOG2E
         if bias is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 import triton
@@ -20,7 +21,7 @@ SIDES = ["bias_b", "bias_m", "mask_b", "mask_m", "index_b", "index_k", "window_b
 
 
 def kernel_inputs(inputs: AttentionInputs) -> AttentionInputs:
-    """The inputs with a contiguous query.
+    """Make the query contiguous.
 
     On the CPU, where only the interpreter runs, bfloat16 becomes float32: `tl.dot` of the interpreter is silently wrong
     for bfloat16.
@@ -33,13 +34,17 @@ def kernel_inputs(inputs: AttentionInputs) -> AttentionInputs:
     return inputs._replace(query=widened(inputs.query).contiguous(), memory=widened(inputs.memory), position=position)
 
 
-def key_arguments(inputs: AttentionInputs) -> tuple[Tensor | int | None, ...]:
-    """Memory, position, bias, key mask, index and window as kernels take them, then the fifteen strides of these."""
+def key_arguments(inputs: AttentionInputs) -> tuple[Any, ...]:
+    """Return memory, position, bias, key mask, index and window as kernels take them, then their strides.
+
+    The strides of memory and position are a tuple each. Those of the others, `SIDES`, are single arguments: Triton
+    specialises what lies in a tuple, whatever `do_not_specialize` says.
+    """
     mask = None if inputs.key_mask is None else inputs.key_mask.view(torch.uint8)
     tensors = (inputs.memory, inputs.position, inputs.bias, mask, inputs.index, inputs.window)
     axes = (3, 3, 2, 2, 2, 3)
-    strides = ((0,) * n if x is None else x.stride() for x, n in zip(tensors, axes, strict=True))
-    return *tensors, *(stride for of_one in strides for stride in of_one)
+    memory, position, *sides = ((0,) * n if x is None else x.stride() for x, n in zip(tensors, axes, strict=True))
+    return *tensors, memory, position, *(stride for side in sides for stride in side)
 
 
 if os.environ.get("TRITON_INTERPRET") == "1":
@@ -57,7 +62,7 @@ else:
 
 @triton.jit
 def find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M, K):
-    """Rows of the memory (int64) at places of the key list, and which of them are keys: [BLOCK_K] each."""
+    """Find the rows of the memory (int64) at places of the key list, and which of them are keys: [BLOCK_K] each."""
     seen = place < K
     key = place.to(tl.int64)
     if index is not None:
@@ -69,30 +74,29 @@ def find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M
 
 
 @triton.jit
-def load_rows(pointer, batch, row, seen, stride_b, stride_m, stride_c, column, WIDTH: tl.constexpr):
-    """Columns of the rows that are seen, zeros for the others: [rows, columns]."""
-    offset = row.to(tl.int64)[:, None] * stride_m + column[None, :] * stride_c
+def load_rows(pointer, batch, row, seen, stride, column, WIDTH: tl.constexpr):
+    """Load columns of the rows that are seen, zeros for the others: [rows, columns]."""
+    offset = row.to(tl.int64)[:, None] * stride[1] + column[None, :] * stride[2]
     mask = seen[:, None] & (column < WIDTH)[None, :]
-    return tl.load(pointer + batch * stride_b + offset, mask=mask, other=0.0)
+    return tl.load(pointer + batch * stride[0] + offset, mask=mask, other=0.0)
 
 
 @triton.jit
 def load_keys(
-    memory, position, batch, key, seen, column,
-    memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH: tl.constexpr,
+    memory, position, batch, key, seen, column, memory_stride, position_stride, WIDTH: tl.constexpr
 ):  # fmt: skip
-    """Tiles of the memory, as values and, with the position added, as keys: [BLOCK_K, columns] each."""
-    value = load_rows(memory, batch, key, seen, memory_b, memory_m, memory_c, column, WIDTH)
+    """Load a tile of the memory, as values and, with the position added, as keys: [BLOCK_K, columns] each."""
+    value = load_rows(memory, batch, key, seen, memory_stride, column, WIDTH)
     keys = value
     if position is not None:
-        offset = load_rows(position, batch, key, seen, position_b, position_m, position_c, column, WIDTH)
+        offset = load_rows(position, batch, key, seen, position_stride, column, WIDTH)
         keys = (value.to(tl.float32) + offset.to(tl.float32)).to(value.dtype)
     return value, keys
 
 
 @triton.jit
 def load_windows(window, batch, row, window_b, window_r, window_e, R, K):
-    """First key and end of the keys of each row, cut to 0..K; an empty range for rows past R: [BLOCK_R] each."""
+    """Load the window of each row, cut to 0..K and empty for rows past R: first keys and ends, [BLOCK_R] each."""
     pointer = window + batch * window_b + row.to(tl.int64) * window_r
     start = tl.load(pointer, mask=row < R, other=0).to(tl.int64)
     end = tl.load(pointer + window_e, mask=row < R, other=0).to(tl.int64)
@@ -102,7 +106,7 @@ def load_windows(window, batch, row, window_b, window_r, window_e, R, K):
 
 @triton.jit
 def load_levels(lse, delta, batch, row, R):
-    """lse in powers of two, infinite for a row that sees nothing so that its P are 0, and delta: [BLOCK_R] each."""
+    """Load lse in powers of two, infinite for a row that sees nothing (its P are then 0), and delta: [BLOCK_R] each."""
     level = tl.load(lse + batch * R + row, mask=row < R, other=float("-inf"))
     blind = level == float("-inf")
     drop = tl.load(delta + batch * R + row, mask=row < R, other=0.0)
@@ -111,7 +115,7 @@ def load_levels(lse, delta, batch, row, R):
 
 @triton.jit
 def key_range(start, end, first, last, BLOCK_K: tl.constexpr):
-    """The part of first..last that holds what any row of a tile may see; its begin stays on a multiple of BLOCK_K."""
+    """Cut first..last to what any row of a tile may see; the begin stays on a multiple of BLOCK_K."""
     begin = tl.min(tl.where(start < end, start, last)) // BLOCK_K * BLOCK_K
     stop = tl.max(tl.where(start < end, end, 0))
     return tl.maximum(first, begin), tl.minimum(last, stop)

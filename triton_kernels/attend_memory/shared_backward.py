@@ -57,8 +57,7 @@ class LayerRows(NamedTuple):
 def attend_memory_memory_gradient(
     d_memory, d_position, query, d_out, lse, delta, scale, layer,
     memory, position, bias, key_mask, index, window,
-    memory_b, memory_m, memory_c, position_b, position_m, position_c,
-    bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
+    memory_stride, position_stride, bias_b, bias_m, mask_b, mask_m, index_b, index_k, window_b, window_r, window_e,
     bias_l, M, R, K,
     WIDTH: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -72,12 +71,9 @@ def attend_memory_memory_gradient(
     place = tl.program_id(0) % key_tiles * BLOCK_K + tl.arange(0, BLOCK_K)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     key, seen = find_keys(place, batch, key_mask, mask_b, mask_m, index, index_b, index_k, M, K)
-    row_b = R.to(tl.int64) * WIDTH
+    query_stride = (R.to(tl.int64) * WIDTH, WIDTH, 1)
     if BLOCK_D == BLOCK_C:
-        value, keys = load_keys(
-            memory, position, batch, key, seen, column,
-            memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-        )  # fmt: skip
+        value, keys = load_keys(memory, position, batch, key, seen, column, memory_stride, position_stride, WIDTH)
     if bias is not None:
         bias += batch * bias_b + key * bias_m  # [BLOCK_K]
     total = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
@@ -91,8 +87,8 @@ def attend_memory_memory_gradient(
             touched = tl.max(near.to(tl.int32)) > 0
         if touched:
             if BLOCK_D == BLOCK_C:
-                rows = load_rows(query, batch, row, row < R, row_b, WIDTH, 1, column, WIDTH)
-                slopes = load_rows(d_out, batch, row, row < R, row_b, WIDTH, 1, column, WIDTH)
+                rows = load_rows(query, batch, row, row < R, query_stride, column, WIDTH)
+                slopes = load_rows(d_out, batch, row, row < R, query_stride, column, WIDTH)
                 score = tl.dot(keys, tl.trans(rows), input_precision="ieee")  # [BLOCK_K, BLOCK_R]
                 d_weight = tl.dot(value, tl.trans(slopes), input_precision="ieee")
             else:
@@ -101,15 +97,14 @@ def attend_memory_memory_gradient(
                 for chunk in range(0, BLOCK_C, BLOCK_D):
                     some = chunk + tl.arange(0, BLOCK_D)
                     value, keys = load_keys(
-                        memory, position, batch, key, seen, some,
-                        memory_b, memory_m, memory_c, position_b, position_m, position_c, WIDTH,
-                    )  # fmt: skip
-                    rows = load_rows(query, batch, row, row < R, row_b, WIDTH, 1, some, WIDTH)
-                    slopes = load_rows(d_out, batch, row, row < R, row_b, WIDTH, 1, some, WIDTH)
+                        memory, position, batch, key, seen, some, memory_stride, position_stride, WIDTH
+                    )
+                    rows = load_rows(query, batch, row, row < R, query_stride, some, WIDTH)
+                    slopes = load_rows(d_out, batch, row, row < R, query_stride, some, WIDTH)
                     score = tl.dot(keys, tl.trans(rows), score, input_precision="ieee")
                     d_weight = tl.dot(value, tl.trans(slopes), d_weight, input_precision="ieee")
-                rows = load_rows(query, batch, row, row < R, row_b, WIDTH, 1, column, WIDTH)
-                slopes = load_rows(d_out, batch, row, row < R, row_b, WIDTH, 1, column, WIDTH)
+                rows = load_rows(query, batch, row, row < R, query_stride, column, WIDTH)
+                slopes = load_rows(d_out, batch, row, row < R, query_stride, column, WIDTH)
             factor = tl.load(scale + row, mask=row < R, other=0.0)
             level, drop = load_levels(lse, delta, batch, row, R)
             score *= (factor * LOG2E)[None, :]

@@ -1,4 +1,4 @@
-"""The records that a prune op hands to its backends; `csrc/prune_tokens/prune.h` has the same ones."""
+"""The records that the prune ops hand to their backends; the C++ of `csrc/prune_tokens` has the same ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PruneBackward:
         token_count: N (R).
         options: how the tokens were scored.
         need_tokens, need_queries: whether the gradient of the tokens and that of the queries is asked for.
-        score: [B, k] scores of the kept tokens (None: packed segments have no mask, which is all they are read for).
+        score: [B, k] scores of the kept tokens, read where there is a mask; None for packed segments, which have none.
         tokens, scores, grad_scores: [B, N, D] all tokens, [B, N] their scores and the gradient of these; read where
             `grad_scores` is not None.
         cu_seqlens: [S + 1] where the packed segments begin; None for segments of equal length.

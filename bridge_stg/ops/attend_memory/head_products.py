@@ -1,7 +1,7 @@
-"""Products of each head with its part of a projection, without the copies that batched products of torch take.
+"""Products of each head with its part of a projection, and the attention between two such products.
 
-They are plain products of torch wherever something traces or converts them, and on devices and dtypes other than
-float32 on the CPU.
+In float32 on the CPU they run in the compiled library, without the copies between layouts that batched products of
+torch take. Elsewhere, and where something traces or converts the products, they are products of torch.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ _NATIVE = torch.ops.bridge_stg_native
 
 
 def expand_heads(narrow: Tensor, weight: Tensor, heads: int) -> Tensor:
-    """[N, heads * D] by weight [heads * D, C] to [N, heads, C]: head h takes rows h D to (h + 1) D of the weight."""
+    """Multiply each head of [N, heads * D] by its D rows of the weight [heads * D, C]: [N, heads, C]."""
     if _runs_native(narrow, weight):
-        wide: Tensor = _Expand.apply(narrow, weight, heads)
-        return wide
+        return _Expand.apply(narrow, weight, heads)
     split = narrow.unflatten(1, (heads, -1)).transpose(0, 1)  # [H, N, D]
     return torch.bmm(split, weight.unflatten(0, (heads, -1))).transpose(0, 1)
 
 
 def contract_heads(wide: Tensor, weight: Tensor) -> Tensor:
-    """[N, heads, C] by weight [heads * D, C] to [N, heads * D]: the transpose of `expand_heads`."""
+    """Multiply [N, heads, C] by the weight [heads * D, C], the transpose of `expand_heads`: [N, heads * D]."""
     if _runs_native(wide, weight):
-        narrow: Tensor = _Contract.apply(wide, weight)
-        return narrow
+        return _Contract.apply(wide, weight)
     split = torch.bmm(wide.transpose(0, 1), weight.unflatten(0, (wide.shape[1], -1)).transpose(1, 2))  # [H, N, D]
     return split.transpose(0, 1).flatten(1)
 
@@ -49,7 +47,7 @@ def attend_heads(
     scale: float,
     return_mass: bool = False,
 ) -> tuple[Tensor, ...]:
-    """`attend_memory` with the query expanded by the weight of the keys, and its result contracted by the values'.
+    """Expand the query by the weight of the keys, call `attend_memory`, and contract by the weight of the values.
 
     Args:
         query: [B, Q, heads * D], projected.
@@ -62,10 +60,9 @@ def attend_heads(
     tensors = (query, key_weight, value_weight, memory, position, bias)
     needed = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     if not needed and not return_mass and _runs_native(query, key_weight, value_weight, memory, position):
-        pair: tuple[Tensor, Tensor] = _NATIVE.attend_heads.default(
+        return _NATIVE.attend_heads.default(
             query, key_weight, value_weight, memory, position, bias, key_mask, heads, scale
         )
-        return pair
     batch, count, _ = query.shape
     width = memory.shape[2]
     # One product a head over all clips; a broadcast over clips would repeat the weights B times.
@@ -84,6 +81,7 @@ def attend_heads(
 
 
 def _runs_native(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether the compiled library can take these tensors here."""
     tensors = [y for y in (x, *others) if y is not None]
     return (
         not torch.compiler.is_compiling()
@@ -94,17 +92,16 @@ def _runs_native(x: Tensor, *others: Tensor | None) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not autocasts("cpu")
         and not differentiates_forward()
-        and not torch._C._are_functorch_transforms_active()  # which autograd functions of this form do not know
+        and not torch._C._are_functorch_transforms_active()  # autograd functions of this form do not know them
         and library_obstacle("cpu") is None
     )
 
 
 def _correlate_heads(narrow: Tensor, wide: Tensor) -> Tensor:
-    """[N, heads * D] and [N, heads, C] to the gradient [heads * D, C] of the weight between them."""
+    """Compute the gradient [heads * D, C] of the weight between [N, heads * D] and [N, heads, C]."""
     # A second derivative, which `create_graph` asks for, goes through products of torch.
     if not torch.is_grad_enabled() and _runs_native(narrow, wide):
-        weight: Tensor = _NATIVE.correlate_heads.default(narrow.contiguous(), wide.contiguous())
-        return weight
+        return _NATIVE.correlate_heads.default(narrow.contiguous(), wide.contiguous())
     split = narrow.unflatten(1, (wide.shape[1], -1)).permute(1, 2, 0)  # [H, D, N]
     return torch.bmm(split, wide.transpose(0, 1)).flatten(0, 1)
 
@@ -113,8 +110,7 @@ class _Expand(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, narrow: Tensor, weight: Tensor, heads: int) -> Tensor:
         ctx.save_for_backward(narrow, weight)
-        wide: Tensor = _NATIVE.expand_heads.default(narrow.contiguous(), weight.contiguous(), heads)
-        return wide
+        return _NATIVE.expand_heads.default(narrow.contiguous(), weight.contiguous(), heads)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -131,8 +127,7 @@ class _Contract(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, wide: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(wide, weight)
-        narrow: Tensor = _NATIVE.contract_heads.default(wide.contiguous(), weight.contiguous())
-        return narrow
+        return _NATIVE.contract_heads.default(wide.contiguous(), weight.contiguous())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -1,4 +1,4 @@
-"""Attention over projected keys and values, by the library that runs the call best: flash-attn, xformers or torch."""
+"""Attention over projected keys and values, in the library that runs the call best: flash-attn, xformers or torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def projected_attention(
     library: str | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(q k^T / sqrt(D) + score_bias) v, head by head.
+    """Compute softmax(q k^T / sqrt(D) + score_bias) v, head by head.
 
     Args:
         query: [B, Q, H, D] floating point.
@@ -51,10 +51,10 @@ def projected_attention(
 def choose_library(
     device_type: str, dtype: torch.dtype, head_dim: int, has_bias: bool, requested: str | None = None
 ) -> str:
-    """Name of the library for a call: the one requested, or the first that takes it.
+    """Return the name of the library for a call: the one requested, or the first that takes the call.
 
-    Unasked: on CUDA flash-attn, then xformers, where installed and where there is no score bias; else "sdpa", which is
-    also what `torch.compile` traces. "flex" runs when requested: it compiles a kernel at the first call.
+    Without a request that is, on CUDA, flash-attn, then xformers, if installed and without a score bias; else "sdpa",
+    which is also what `torch.compile` traces. "flex" runs only when requested: it compiles a kernel at the first call.
 
     Raises:
         ValueError: the requested library does not exist or does not take the call.
@@ -80,10 +80,6 @@ def _import(module: str) -> Any:
         return None
 
 
-def _no_refusal(device_type: str, dtype: torch.dtype, head_dim: int, has_bias: bool) -> str | None:
-    return None
-
-
 def _refusal(
     module: str, widest: int, dtypes: tuple[torch.dtype, ...]
 ) -> Callable[[str, torch.dtype, int, bool], str | None]:
@@ -102,14 +98,12 @@ def _refusal(
 
 
 def _flash_attn(query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | None) -> Tensor:
-    """By the interface for equal lengths: it splits the keys in the forward, which that for ragged lengths does not."""
-    out: Tensor = _import("flash_attn").flash_attn_func(query, key, value)
-    return out
+    # This interface, for equal lengths, splits the keys in the forward; the one for ragged lengths does not.
+    return _import("flash_attn").flash_attn_func(query, key, value)
 
 
 def _xformers(query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | None) -> Tensor:
-    out: Tensor = _import("xformers.ops").memory_efficient_attention(query, key, value)
-    return out
+    return _import("xformers.ops").memory_efficient_attention(query, key, value)
 
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, score_bias: Tensor | None, dropout: float = 0.0) -> Tensor:
@@ -141,7 +135,7 @@ class Library(NamedTuple):
 
     Attributes:
         attend: called as (query, key, value, score_bias).
-        refusal: called as (device_type, dtype, head_dim, has_bias); why it does not take such a call, or None.
+        refusal: called as (device_type, dtype, head_dim, has_bias); says why it does not take such a call, or None.
     """
 
     attend: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -151,6 +145,6 @@ class Library(NamedTuple):
 LIBRARIES = {
     "flash_attn": Library(_flash_attn, _refusal("flash_attn", 256, HALF)),
     "xformers": Library(_xformers, _refusal("xformers.ops", 256, (*HALF, torch.float32))),
-    "sdpa": Library(_sdpa, _no_refusal),
-    "flex": Library(_flex, _no_refusal),
+    "sdpa": Library(_sdpa, lambda *call: None),
+    "flex": Library(_flex, lambda *call: None),
 }

@@ -61,14 +61,14 @@ def _rows(memory: Tensor, index: Tensor) -> Tensor:
 
 
 def score_keys(query: Tensor, keys: Keys, scale: float) -> Tensor:
-    """Scores [B, R, K] of query rows [B, R, C], -inf where a row may not see the key."""
+    """Compute the scores [B, R, K] of query rows [B, R, C], -inf where a row may not see the key."""
     start = query.new_zeros(()) if keys.bias is None else keys.bias[:, None, :]
     score = torch.baddbmm(start, query, keys.key.transpose(1, 2), beta=0 if keys.bias is None else 1, alpha=scale)
     return score if keys.visible is None else score.masked_fill(~keys.visible, -torch.inf)
 
 
 def softmax_and_lse(score: Tensor, may_hide: bool) -> tuple[Tensor, Tensor]:
-    """P [B, R, K] and log-sum-exp [B, R]; a row of -inf, possible where `may_hide`, gives zeros and -inf."""
+    """Compute P [B, R, K] and log-sum-exp [B, R]; a row of -inf, possible where `may_hide`, gives zeros and -inf."""
     if score.shape[-1] == 0:
         return score, score.new_full(score.shape[:-1], -torch.inf)
     probability, peak = score.softmax(dim=-1), score.amax(dim=-1)

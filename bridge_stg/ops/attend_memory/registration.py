@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,8 +26,6 @@ from .reference import (
     stashed_layer_backward,
     stashed_memory_backward,
 )
-
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def _pack_backward(grad_out: Tensor | None, grad_lse: Tensor | None, *rest: Any) -> AttentionBackward:
@@ -83,15 +81,15 @@ def attend(
     inputs: AttentionInputs, return_mass: bool, stash: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Call the registered op: (out, lse, mass, P); the mass is empty without `return_mass`, P without `stash`."""
-    return cast(tuple[Tensor, Tensor, Tensor, Tensor], _forward_op(*inputs, return_mass, stash, backend))
+    return _forward_op(*inputs, return_mass, stash, backend)
 
 
-def attend_backward(call: AttentionBackward, backend: str) -> Gradients:
+def attend_backward(call: AttentionBackward, backend: str) -> tuple[Tensor | None, ...]:
     """Call the registered backward: gradients of query, memory, position and bias, None where not needed."""
     *tensors, scale = call.inputs
     needs = (call.need_query, call.need_memory, call.need_position, call.need_bias)
     grads = _backward_op(call.grad_out, call.grad_lse, *tensors, call.lse, call.saved, scale, *needs, backend)
-    return cast(Gradients, tuple(grad if need else None for grad, need in zip(grads, needs, strict=True)))
+    return tuple(grad if need else None for grad, need in zip(grads, needs, strict=True))
 
 
 def saved_for_backward(out: Tensor, probability: Tensor, backend: str) -> Tensor:
@@ -123,23 +121,24 @@ refuse_gradient(_backward_op, "attend_memory is differentiable once: its gradien
 
 
 def _register(backend: Backend) -> None:
-    """Register a backend whose `forward` takes (inputs, return_mass, stash), and `backward` a record of the call.
+    """Register a backend that takes records.
 
-    Its `backward` gives `Gradients`.
+    Its `forward` takes (inputs, return_mass, stash) and gives what the op gives. Its `backward` takes an
+    `AttentionBackward` and gives four gradients, None for one that is not needed.
     """
-    record_backward = cast(Callable[[AttentionBackward], Gradients], backend.backward)
+    forward, backward = backend.forward, backend.backward
+    assert backward is not None
 
-    def forward(*flat: Any) -> tuple[Tensor, ...]:
+    def flat_forward(*flat: Any) -> tuple[Tensor, ...]:
         *packed, return_mass, stash = flat
-        outputs: tuple[Tensor, ...] = backend.forward(AttentionInputs(*packed), return_mass, stash)
-        return outputs
+        return forward(AttentionInputs(*packed), return_mass, stash)
 
-    def backward(*flat: Any) -> tuple[Tensor, ...]:
+    def flat_backward(*flat: Any) -> tuple[Tensor, ...]:
         call = _pack_backward(*flat)
-        # Each gets a new empty tensor: no two outputs of an op may be one tensor.
-        return tuple(call.inputs.query.new_empty(0) if x is None else x for x in record_backward(call))
+        # Each None becomes an empty tensor of its own: no two outputs of an op may be one tensor.
+        return tuple(call.inputs.query.new_empty(0) if grad is None else grad for grad in backward(call))
 
-    register_backend(replace(backend, forward=forward, backward=backward))
+    register_backend(replace(backend, forward=flat_forward, backward=flat_backward))
 
 
 def _kernel_limits(inputs: AttentionInputs) -> str | None:
@@ -217,17 +216,14 @@ SHARED_BACKENDS: dict[str, SharedBackend] = {
 }
 
 
-def _key_count(memory: Any, index: Any) -> int:
-    return memory[1] if index is None else index[1]
-
-
 @register_flop_formula(torch.ops.bridge_stg.attend_memory)
 def _flops(
     query: Any, memory: Any, position: Any, bias: Any, key_mask: Any, index: Any, *args: Any, **kwargs: Any
 ) -> int:
     """Two products of [R, C] with [K, C] a clip; what masks and windows hide is counted."""
     batch, rows, width = query
-    return 4 * batch * rows * _key_count(memory, index) * width
+    keys = memory[1] if index is None else index[1]
+    return 4 * batch * rows * keys * width
 
 
 @register_flop_formula(torch.ops.bridge_stg.attend_memory_backward)

@@ -1,4 +1,4 @@
-"""Registration of the ops in `torch.library`: schema, kernels, fake, autocast and gradient of an op."""
+"""Registration of ops with `torch.library`: schema, kernels, fake implementation, autocast and gradient."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def define_op(
 ) -> OpOverload:
     """Define `bridge_stg::<name><schema>` and return its default overload.
 
-    The schema's last argument is `str backend`; it picks the kernel in the backend table. Under autocast the
-    op runs with autocast disabled, so that a kernel's own matmuls keep the precision it asks for.
+    The schema's last argument is `str backend`, which picks the kernel in the table of backends. Under autocast the op
+    runs with autocast disabled, so that the matmuls of a kernel keep their precision.
 
     Args:
         fake: returns empty outputs of the right shapes, dtypes and strides. It takes the arguments of the schema, or

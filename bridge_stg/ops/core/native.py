@@ -1,4 +1,4 @@
-"""The native backends: the compiled libraries, loaded when an op is first chosen, and why they could not be."""
+"""The native backends: the compiled libraries, which are loaded when an op is first chosen."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def native_backend(
     """
 
     def call(name: str, *args: Any) -> Any:
-        if (reason := _load(device_type)) is not None:  # not chosen here: a program exported elsewhere, for one
+        if (reason := _load(device_type)) is not None:  # a program that was exported elsewhere may name this backend
             raise RuntimeError(f"{name} cannot run on backend {_NAMES[device_type]!r}: {reason}.")
         return getattr(torch.ops.bridge_stg_native, name).default(*args)
 
@@ -48,11 +48,11 @@ def native_backend(
 
 
 def library_obstacle(device_type: str) -> str | None:
-    """Load the compiled library for `device_type`; why that cannot be done, or None."""
+    """Load the compiled library for `device_type`, and return the reason if that fails, else None."""
     return _load(device_type)
 
 
-# torch.compiler.assume_constant_result, which would import torch._dynamo: a graph does not look for the file again.
+# A graph takes the answer for a constant. torch.compiler.assume_constant_result does this, but imports torch._dynamo.
 setattr(library_obstacle, "_dynamo_marked_constant", True)  # noqa: B010
 
 
@@ -76,7 +76,7 @@ def _load(device_type: str) -> str | None:
 
 
 def build_info() -> dict[str, object] | None:
-    """What the compiled part was built with (compilers, torch, CUDA architectures, SIMD level); None without one."""
+    """What the compiled part was built with: compilers, torch, CUDA architectures, SIMD level; None without one."""
     try:
         module = importlib.import_module("bridge_stg._native")
     except ImportError:

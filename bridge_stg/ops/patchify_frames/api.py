@@ -7,6 +7,7 @@ definition in plain PyTorch, `registration.py` the registered ops.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -84,7 +85,10 @@ def patchify_frames(
     target = _check_size(op, "size", size, settings)
     grid = settings.grid(frames, target)
     if out is not None:
-        _check_out(op, out, video, grid[0] * grid[1] * grid[2], settings.columns, dtype)
+        shape = f"{math.prod(grid)} {settings.columns}"
+        check_tensors(op, Expect("video", video, "T A B C", UINT8), Expect("out", out, shape, (dtype,)))
+        if not out.is_contiguous():
+            raise ValueError(f"{op}: out must be contiguous, got strides {list(out.stride())}.")
     chosen = choose_backend(
         op if out is None else "patchify_frames_out",
         backend,
@@ -201,11 +205,3 @@ def _check_size(op: str, name: str, size: Any, settings: PatchSettings) -> list[
                 f"{op}: {side} of {name} must be a multiple of patch_size * merge_size = {unit}, got {value}."
             )
     return sides
-
-
-def _check_out(op: str, out: Tensor, video: Tensor, rows: int, columns: int, dtype: torch.dtype) -> None:
-    check_tensors(op, Expect("out", out, f"{rows} {columns}", (dtype,)))
-    if out.device != video.device:
-        raise ValueError(f"{op}: out must be on the device of video ({video.device}), got {out.device}.")
-    if not out.is_contiguous():
-        raise ValueError(f"{op}: out must be contiguous, got strides {list(out.stride())}.")

@@ -23,9 +23,8 @@ def reference(video: Tensor, frame_index: Tensor | None, size: Sequence[int], *f
     if settings.layout == "THWC":
         frames = frames.permute(0, 3, 1, 2)
     frames = resize_frames(frames, size[0], size[1], settings.interpolation)
-    shift = per_channel(settings.mean, settings.rescale_factor, video.device)
-    spread = per_channel(settings.std, settings.rescale_factor, video.device)
-    pixels = frames.to(torch.float32).sub(shift).div_(spread)
+    mean, std = (per_channel(x, settings.rescale_factor, video.device) for x in (settings.mean, settings.std))
+    pixels = frames.to(torch.float32).sub(mean).div_(std)
     if missing := -pixels.shape[0] % settings.temporal_patch_size:
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
     return to_patches(pixels, settings).to(dtype)

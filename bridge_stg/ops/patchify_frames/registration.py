@@ -38,10 +38,6 @@ def _fake_videos(
     return torch.cat([_fake(*one, *flat) for one in zip(videos, frame_index, pairs, strict=True)])
 
 
-def _fake_out(*args: Any) -> None:
-    return None
-
-
 def _cuda_limits(*, sizes: Sequence[tuple[Sequence[int], Sequence[int]]], settings: PatchSettings) -> str | None:
     """Why a tile of csrc/patchify_frames/tile_plan.h does not fit, or None.
 
@@ -84,7 +80,7 @@ _forward_op = define_op(
 _out_op = define_op(
     "patchify_frames_out",
     f"(Tensor video, Tensor? frame_index, SymInt[2] size, {_SETTINGS}, Tensor(a!) out, str backend) -> ()",
-    _fake_out,
+    lambda *args: None,
 )
 _videos_op = define_op(
     "patchify_videos",

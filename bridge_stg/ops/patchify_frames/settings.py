@@ -75,9 +75,7 @@ def check_settings(op: str, given: PatchSettings, dtype: torch.dtype) -> PatchSe
     mean, std = _three_numbers(op, "mean", given.mean), _three_numbers(op, "std", given.std)
     if factor <= 0:
         raise ValueError(f"{op}: rescale_factor must be positive, got {given.rescale_factor}.")
-    if 0.0 in std:
-        raise ValueError(f"{op}: std must not contain 0, got {std}.")
-    if min(std) < 0:
+    if min(std) <= 0:
         raise ValueError(f"{op}: std must be positive, got {std}.")
     settings = PatchSettings(
         patch_size, temporal_patch_size, merge_size, mean, std, factor, given.interpolation, given.layout

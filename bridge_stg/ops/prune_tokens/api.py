@@ -90,16 +90,17 @@ def prune_tokens(
 
     score[b, n] = reduce_q(scale * queries[b, q] . x[b, n]), where x is the token ("dot") or the token divided
     by its Euclidean norm ("cosine"; a zero token scores 0 and gets no score gradient, any other finite one has its
-    cosine, however long or short). "mean" folds the queries to their mean before the product, which tells at
-    infinities. Scores are accumulated in float32 whatever the input dtype: a bfloat16 product flips selections.
+    cosine, however long or short). "mean" averages the queries before the product, which is not the mean of the
+    products where these are infinite. Scores are accumulated in float32 whatever the input dtype, because rounding to
+    bfloat16 changes what is selected.
 
     Exactly `keep` tokens are selected by one total order: unmasked tokens by score (+0 equals -0), then
     unmasked tokens whose score is NaN, then masked tokens; ties go to the lower index. The order is that of the
     float32 scores, for float64 inputs too.
 
     Differentiable in `tokens` and `queries`, through the kept tokens and through `score`; once, not twice, and in
-    reverse mode alone. With "max", a tie between queries sends the gradient to the lowest query. Nothing flows through
-    a masked pick's score. Forward and backward are bitwise reproducible on one device, and never wait for the device.
+    reverse mode alone. With "max", a tie between queries sends the gradient to the lowest query. The score of a masked
+    pick has no gradient. Forward and backward are bitwise reproducible on one device, and never wait for the device.
 
     Args:
         tokens: [B, N, D] floating point; any strides (on CPU, rows whose features are not adjacent are copied).

@@ -20,7 +20,7 @@ from .scoring import (
 
 
 def scores_of(tokens: Tensor, queries: Tensor, options: ScoreOptions) -> Tensor:
-    """`score_tokens` of arguments that were checked."""
+    """The scores [B, N] of `score_tokens`, for arguments that were checked."""
     with without_autocast(tokens.device.type):
         dtype = score_dtype(tokens, queries)
         query = fold_queries(queries, options.reduce, dtype) * options.scale
@@ -45,12 +45,12 @@ def select_tokens(score: Tensor, keep: int, mask: Tensor | None = None) -> Tenso
 
 
 def gather_rows(tokens: Tensor, index: Tensor) -> Tensor:
-    """tokens[b, index[b]]: [B, N, D] and [B, k] to [B, k, D], contiguous."""
+    """The rows tokens[b, index[b]] of tokens [B, N, D] and index [B, k], as a contiguous [B, k, D]."""
     return tokens[batch_rows(index), index].contiguous()
 
 
 def batch_rows(index: Tensor) -> Tensor:
-    """[B, 1] segment numbers, to index [B, N, ...] together with `index` [B, k]; faster than an expanded gather."""
+    """Segment numbers [B, 1]: with `index` [B, k] they index [B, N, ...] faster than an expanded gather does."""
     return torch.arange(index.shape[0], device=index.device)[:, None]
 
 
@@ -108,7 +108,7 @@ def score_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients, in `grad.dtype`, of the scores [B, n] of tokens [B, n, D]: of the tokens and of the queries.
 
-    The products are taken again, which on kept rows costs k/N of the forward and lets it save nothing.
+    The products are computed again: on kept rows that costs k/N of the forward, which then need not save them.
     """
     x = tokens.to(grad.dtype)
     if options.masked and score is not None:

@@ -18,7 +18,7 @@ from .scoring import (
 
 
 def segment_of(rows: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
-    """Segment of each row, in 0..S-1, and whether the row lies in any."""
+    """Segment of each row, clamped to 0..S-1, and whether the row lies in a segment at all."""
     segment = torch.searchsorted(cu_seqlens.to(torch.int64), rows, right=True) - 1
     last = cu_seqlens.shape[0] - 2
     return segment.clamp(0, last), (segment >= 0) & (segment <= last)
@@ -36,12 +36,12 @@ def score_rows(tokens: Tensor, segment: Tensor, queries: Tensor, options: ScoreO
 
 
 def row_products(x: Tensor, segment: Tensor, query: Tensor) -> Tensor:
-    """x[r] . query[segment[r], q] as [R, Q], one query at a time: [R, Q, D] is never written."""
+    """Products x[r] . query[segment[r], q] [R, Q], computed a query at a time so that [R, Q, D] is never written."""
     return torch.stack([(x * query[:, q][segment]).sum(dim=-1) for q in range(query.shape[1])], dim=1)
 
 
 def select_rows(score: Tensor, segment: Tensor, inside: Tensor, starts: Tensor, budget: Tensor, policy: str) -> Tensor:
-    """Which rows the policy keeps, [R] bool; `starts` is where each segment begins."""
+    """Flags [R] bool of the rows that the policy keeps; `starts` [S] is where each segment begins."""
     budget = budget.expand(starts.shape)
     if policy == "threshold":
         return inside & (score >= budget[segment])
@@ -58,7 +58,7 @@ def select_rows(score: Tensor, segment: Tensor, inside: Tensor, starts: Tensor, 
         return _unsort(order, place - start < budget[segment]) & inside
     score = score[order]
     share = torch.where(score == score[start], 1.0, (score - score[start]).double().exp())
-    # In fixed point the sums are exact, and so the same in any order.
+    # Sums in fixed point are exact, and so the same in any order.
     mass = (share.nan_to_num(0.0) * 2.0**32).round().to(torch.int64).masked_fill(~inside[order], 0)
     before = mass.cumsum(0) - mass
     total = torch.zeros_like(starts).index_put((segment,), mass, accumulate=True)
@@ -104,7 +104,7 @@ def reference(
 
 
 def take_rows(rows: Tensor, index: Tensor) -> Tensor:
-    """rows[index], zeros where the index is -1."""
+    """The rows rows[index], zeros where the index is -1."""
     if rows.shape[0] == 0:
         return rows.new_zeros(index.shape[0], rows.shape[1])
     return rows[index.clamp(min=0)].masked_fill((index < 0)[:, None], 0)

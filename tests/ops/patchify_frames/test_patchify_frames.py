@@ -231,7 +231,7 @@ def call(**changes):
         ({"patch_size": 0}, ValueError, "patch_size must be at least 1, got 0."),
         ({"interpolation": "nearest"}, ValueError, "interpolation must be one of 'bicubic', 'bilinear'"),
         ({"mean": (0.5, 0.5)}, ValueError, "mean must have 3 values (one a channel), got 2."),
-        ({"std": (0.5, 0.0, 0.5)}, ValueError, "std must not contain 0, got [0.5, 0.0, 0.5]."),
+        ({"std": (0.5, 0.0, 0.5)}, ValueError, "std must be positive, got [0.5, 0.0, 0.5]."),
         ({"rescale_factor": 0}, ValueError, "rescale_factor must be positive, got 0."),
         ({"dtype": torch.int32}, TypeError, "dtype must be torch.float32 or torch.bfloat16 or torch.float16"),
         ({"backend": "cuda"}, ValueError, "cannot run on backend 'cuda': it runs on cuda tensors, got cpu."),
