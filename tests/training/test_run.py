@@ -90,8 +90,10 @@ def test_a_run_out_of_time_stops_with_a_checkpoint(tmp_path):
 
 
 def test_a_wrong_model_field_is_one_sentence(tmp_path):
-    with pytest.raises(ConfigError, match="cannot be built"):
-        train(load_config("tiny", ["model.keep=7"]), tmp_path, tensorboard=False)
+    with pytest.raises(ConfigError, match=r"model\.keep must be a number > 0 and <= 1, got 7"):
+        load_config("tiny", ["model.keep=7"])
+    with pytest.raises(ConfigError, match="cannot be built"):  # two fields that do not fit each other
+        train(load_config("tiny", ["model.decoder_dim=96", "model.decoder_heads=5"]), tmp_path, tensorboard=False)
 
 
 def test_a_run_on_annotated_files_mixes_tasks_and_resumes(tmp_path):
