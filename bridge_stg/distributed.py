@@ -1,4 +1,4 @@
-"""Which of how many processes this is, as `torchrun` says, and which device is its own."""
+"""The rank, world size and device of this process, as `torchrun` sets them, and its share of the work."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def rank_and_size() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) without `torchrun`.
+    """Return (rank, world size); (0, 1) without `torchrun`.
 
     Raises:
-        ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is no such number, or the rank is not below the number of processes.
+        ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is no integer in its range, or the rank is not below the world size.
     """
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if rank >= size:
         raise ConfigError(f"RANK must be below WORLD_SIZE, got {rank} of {size}: start the processes with torchrun.")
-    _number("LOCAL_RANK", 0)  # which libraries read too, and not as kindly
+    _number("LOCAL_RANK", 0)  # libraries read it too, and their messages say less
     return rank, size
 
 
@@ -39,11 +39,11 @@ def shard(items: Iterable[T], rank: int, world_size: int) -> Iterator[T]:
 
 
 def check_rendezvous() -> None:
-    """Check what the processes of a training run find each other by, before libraries wait for it or stumble over it.
+    """Check the address by which the ranks of a training run find each other, before a library waits for it.
 
     Raises:
-        ConfigError: see `rank_and_size`; or it is one of several processes, or has a LOCAL_RANK, and what `torchrun`
-            sets beside that is missing or no port.
+        ConfigError: see `rank_and_size`; or there are several ranks or a LOCAL_RANK, and another variable that
+            `torchrun` sets is missing, or MASTER_PORT is no port.
     """
     _, size = rank_and_size()
     if size == 1 and "LOCAL_RANK" not in os.environ:
@@ -58,7 +58,7 @@ def check_rendezvous() -> None:
 
 
 def own_device(name: str = "auto") -> torch.device:
-    """The device of this process: of several on a machine, each has a GPU of its own.
+    """Return the device of this process; each process of a machine has a GPU of its own.
 
     Args:
         name: "cpu"; "cuda"; "auto" for a GPU where there is one.
@@ -66,7 +66,7 @@ def own_device(name: str = "auto") -> torch.device:
     Raises:
         ConfigError: another name, cuda without a GPU for this process, or a LOCAL_RANK that is no number.
     """
-    import torch  # here, so that the command line can say what it does without it
+    import torch  # here, so that `--help` does not wait for it
 
     if name not in DEVICES:
         raise ConfigError(f"device must be one of {', '.join(DEVICES)}, got {name!r}.")
@@ -80,7 +80,7 @@ def own_device(name: str = "auto") -> torch.device:
 
 
 def _number(name: str, least: int) -> int:
-    """An integer of the environment; `least` also where it is not set: a rank counts from 0, a size from 1."""
+    """Read an integer from the environment; a variable that is not set counts as `least`."""
     text = os.environ.get(name, str(least))
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= least):
         raise ConfigError(f"{name} must be an integer >= {least}, got {show(text)}: torchrun sets it.")

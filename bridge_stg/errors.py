@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import unicodedata
 
 logger = logging.getLogger(__name__)
+_BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
 
 
 class BridgeSTGError(Exception):
@@ -32,17 +34,27 @@ class ConfigError(BridgeSTGError):
     """A training or model configuration has an unknown key or a value out of range."""
 
 
-def printable(path: str | os.PathLike[str]) -> str:
-    """A file name as a message shows it: on one line, and text also where its bytes are not."""
-    name = os.fspath(path)
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in name)
+def printable(text: str | os.PathLike[str], *, lines: bool = False) -> str:
+    """Escape control signs and lone surrogates, so that a terminal shows a text or a file name and does not obey it.
+
+    Args:
+        lines: keep line breaks and tabs.
+    """
+    return "".join(
+        sign.encode("unicode_escape").decode("ascii") if _is_control(sign) and not (lines and sign in "\n\t") else sign
+        for sign in os.fspath(text)
+    )
+
+
+def _is_control(sign: str) -> bool:
+    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or ord(sign) in _BIDIRECTIONAL
 
 
 def reason_of(error: Exception, item: str) -> str:
-    """Why an item failed, in one line. What nobody expected is given with its type, and logged at DEBUG in full.
+    """Return why an item failed, in one line. An unexpected error is named by its type, and logged at DEBUG in full.
 
     Raises:
-        the error itself, where it is not about the item: results cannot be written, or the device failed.
+        the error itself, if it is not about the item: results cannot be written, or the device failed.
     """
     import torch  # this file is imported by commands that need no torch
 

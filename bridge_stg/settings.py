@@ -1,7 +1,7 @@
-"""Settings of every kind are checked here: configurations, `--set`, model and processor files.
+"""Checks of settings of every kind: configurations, `--set`, model and processor files.
 
-A schema says what each field may be. A field that no schema has, and a value that its rule refuses, end in one
-sentence that names the field, the value, and the rule or the nearest known name.
+A schema has a rule for every field. An unknown field, or a value that its rule refuses, is an error of one sentence
+that names the field, the value, and the rule or the nearest known field.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ _LIMIT = "limit"
 
 @dataclass(frozen=True)
 class Rule:
-    """What a field may be.
+    """The values that a field may have.
 
     Attributes:
         kind: bool, int, float, str, list, dict, or a dataclass, whose fields are its schema; object takes anything.
             A bool may be given as the text true, false, yes, no, on or off. An int has 64 bits, and is a float too; NaN
             and infinity are none.
-        least, most: bounds of a number that it may reach.
-        above, below: bounds of a number that it may not reach.
-        choices: the values that there are.
-        optional: whether None may stand for it.
+        least, most: bounds of a number, themselves allowed.
+        above, below: bounds of a number, themselves not allowed.
+        choices: the only values allowed, if there are any.
+        optional: whether None is allowed.
         each: rule of every item of a list, or of every value of a dict.
         length: of a list.
         filled: whether a text, list or dict must not be empty.
@@ -70,12 +70,12 @@ class Rule:
         return words + (" or null" if self.optional else "")
 
     def read(self, value: Any, name: str, source: str, error: type[BridgeSTGError] = ConfigError) -> Any:
-        """The value, converted to its kind.
+        """Check a value and convert it to its kind.
 
         Args:
             name: of the field.
-            source: where it stands, such as a file.
-            error: raised where the rule is broken.
+            source: where the value stands, such as a file; begins the message.
+            error: the type to raise if the rule refuses the value.
         """
         if value is None and self.optional:
             return None
@@ -119,7 +119,7 @@ class Rule:
 
 
 def limit(**bounds: Any) -> dict[str, Any]:
-    """Metadata of a dataclass field: what its `Rule` says beside its type, such as `limit(least=1)`."""
+    """Return metadata of a dataclass field: the rest of its `Rule` beside its type, such as `limit(least=1)`."""
     return {_LIMIT: bounds}
 
 
@@ -131,10 +131,10 @@ def check_fields(
     prefix: str = "",
     error: type[BridgeSTGError] = ConfigError,
 ) -> dict[str, Any]:
-    """The values, each converted to its kind, in the order given; fields that are left out stay out.
+    """Check values and convert each to its kind; they keep their order, and missing fields stay missing.
 
     Args:
-        schema: the rule of every field that there is.
+        schema: the rule of every known field.
         source: where the values stand, such as a file; begins the message.
         prefix: before the names of fields in messages, such as "model.".
 
@@ -150,7 +150,7 @@ def check_fields(
 
 
 def unknown_name(name: Any, known: Iterable[str], prefix: str = "") -> str:
-    """The sentence about a field that is none: it names the nearest one, or all of them where none is near."""
+    """Return the sentence about an unknown field: it names the nearest known one, or all of them if none is near."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1) if isinstance(name, str) else []
     rest = f"the nearest is {prefix}{near[0]}" if near else f"there are {', '.join(names)}"
@@ -165,7 +165,7 @@ def build(
     prefix: str = "",
     error: type[BridgeSTGError] = ConfigError,
 ) -> T:
-    """A dataclass from plain values; its type hints and `limit`s are the schema.
+    """Build a dataclass from plain values; its type hints and `limit`s are the schema.
 
     Raises:
         ConfigError: see `check_fields`; or a field without a default is missing.
@@ -174,13 +174,13 @@ def build(
     found = check_fields(values, schema, source, prefix=prefix, error=error)
     try:
         return kind(**found)
-    except TypeError as missing:  # the only one left: every field is known and typed
+    except TypeError as missing:  # every field is known and typed, so one must be missing
         absent = next(name for name in schema if name not in found and not _has_default(kind, name))
         raise error(f"{source}: {prefix}{absent} is missing; it must be {schema[absent]}.") from missing
 
 
 def rules_of(kind: type) -> dict[str, Rule]:
-    """The schema that a dataclass is."""
+    """Return the schema of a dataclass."""
     hints = typing.get_type_hints(kind)
     return {
         field.name: _rule(hints[field.name], field.metadata.get(_LIMIT, {})) for field in fields(typing.cast(Any, kind))
@@ -188,12 +188,12 @@ def rules_of(kind: type) -> dict[str, Rule]:
 
 
 def parse_bool(value: Any) -> Any:
-    """True or False for the texts that mean them, in any case; anything else as it is."""
+    """Turn the texts that mean True or False into these, in upper or lower case; return anything else as it is."""
     return _SWITCHES.get(value.strip().lower(), value) if isinstance(value, str) else value
 
 
 def show(value: Any, most: int = 80) -> str:
-    """A value in a message: as Python writes it, cut where it is long, and never more than one line."""
+    """Return a value as a message shows it: its `repr` on one line, cut at `most` characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, a nesting of thousands of brackets

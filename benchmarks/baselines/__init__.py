@@ -1,1 +1,1 @@
-"""Other ways to the same answer, trained and measured as this project's own."""
+"""Baselines that are trained and measured in the same way as the model."""

@@ -40,7 +40,7 @@ def tube_text(boxes: np.ndarray) -> str:
 
 
 def parse_tube(text: str, count: int) -> np.ndarray:
-    """The boxes of an answer, xyxy in [0, 1], for `count` frames; always something.
+    """Read the boxes of an answer, xyxy in [0, 1], for `count` frames; missing ones are filled in.
 
     Corners in the wrong order are swapped and lines that hold no box are skipped. Boxes that are too many are left
     out, the last one stands in for those that are missing, and the whole frame where there is none at all.
@@ -58,7 +58,7 @@ def parse_tube(text: str, count: int) -> np.ndarray:
 
 
 def training_answer(item: TrainingItem) -> str:
-    """All that the labels of a curriculum item say, as text: the interval or another answer, and the boxes."""
+    """Write all labels of a training item as text: the interval or another answer, and the boxes."""
     times, interval = item.times, item.interval
     lines = []
     if item.answer is not None:

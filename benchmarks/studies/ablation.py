@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -51,6 +52,35 @@ TRAINED: dict[str, list[str]] = {
 }
 
 
+class Results:
+    """Finished rows of a study, kept in a JSON Lines file so that a second call goes on.
+
+    Attributes:
+        rows: of earlier calls and of this one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+    def has(self, **fields: object) -> bool:
+        """Whether a row has these values."""
+        return any(fields.items() <= row.items() for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def evaluation_clips(out: Path, count: int, seed: int) -> list[GroundingSample]:
+    """Clips of the test split in a folder of `out`, written at the first call."""
+    data = out / f"clips-{seed}" / "test.jsonl"
+    if not data.is_file():
+        write_split(data.parent, "test", count, seed)
+    return read_samples(data)
+
+
 def score(folder: str | Path | None, settings: dict[str, object], samples) -> dict[str, dict[str, float]]:
     """Metrics per column of the table."""
     summary = evaluate(samples, predict_samples(load_model(folder, settings), samples)).summary
@@ -75,24 +105,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-
-    def clips(seed: int) -> list[GroundingSample]:
-        data = options.out / f"clips-{seed}" / "test.jsonl"
-        if not data.is_file():
-            write_split(data.parent, "test", options.clips, seed)
-        return read_samples(data)
-
-    samples = clips(options.clip_seeds[0])
-    results = options.out / "results.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+    samples = evaluation_clips(options.out, options.clips, options.clip_seeds[0])
+    results = Results(options.out / "results.jsonl")
 
     def known(kind: str, row: str, seed: int | None) -> bool:
-        return any((r["kind"], r["row"], r["seed"]) == (kind, row, seed) for r in done)
+        return results.has(kind=kind, row=row, seed=seed)
 
     def add(kind: str, row: str, seed: int | None, scores: dict[str, dict[str, float]]) -> None:
-        done.append({"kind": kind, "row": row, "seed": seed, "scores": scores})
-        with results.open("a") as file:
-            file.write(json.dumps(done[-1]) + "\n")
+        results.add({"kind": kind, "row": row, "seed": seed, "scores": scores})
         print(kind, row, seed, scores["all"], flush=True)
 
     if not known("floor", "best constant", None):
@@ -102,7 +122,7 @@ def main() -> None:
     for seed in options.clip_seeds if "inference" in options.parts else ():
         for row, settings in AT_INFERENCE.items():
             if not known("inference", row, seed):
-                add("inference", row, seed, score(None, settings, clips(seed)))
+                add("inference", row, seed, score(None, settings, evaluation_clips(options.out, options.clips, seed)))
     for seed in options.seeds:
         for row, settings in TRAINED.items():
             if "trained" not in options.parts or known("trained", row, seed):
@@ -118,7 +138,7 @@ def main() -> None:
             common += [f"schedule.steps={options.steps}", "schedule.warmup_steps=25", "schedule.decay_share=0.4"]
             train(load_config("tiny", [*common, *settings]), folder, tensorboard=False)
             add("trained", row, seed, score(folder, {}, samples))
-    write_text(options.out / "ablation.md", markdown(done))
+    write_text(options.out / "ablation.md", markdown(results.rows))
 
 
 def markdown(done: list[dict]) -> str:
@@ -129,15 +149,16 @@ def markdown(done: list[dict]) -> str:
         lines += [f"## {kind}", "", "| row | seeds | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
         for row in rows:
             found = [entry["scores"] for entry in done if (entry["kind"], entry["row"]) == (kind, row)]
-            cells = [" / ".join(_cell([f[column][m] for f in found]) for m in METRICS) for column in COLUMNS]
+            cells = [" / ".join(cell([f[column][m] for f in found]) for m in METRICS) for column in COLUMNS]
             lines.append(f"| {row} | {len(found)} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join([f"Cells: {' / '.join(METRICS)}.", "", *lines])
 
 
-def _cell(values: list[float]) -> str:
-    mean = statistics.fmean(values)
-    return f"{mean:.3f}" if len(values) == 1 else f"{mean:.3f}±{(max(values) - min(values)) / 2:.3f}"
+def cell(values: list[float], digits: int = 3) -> str:
+    """Mean and, of several values, half range."""
+    spread = f"±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ import torch
 from transformers import TrainerCallback
 
 from benchmarks.baselines.coupled import CoupledForVideoGrounding, build_coupled, collate_coupled
-from benchmarks.studies.ablation import COLUMNS
-from bridge_stg.data import read_samples, write_split
+from benchmarks.studies.ablation import COLUMNS, Results, cell, evaluation_clips
 from bridge_stg.evaluation import METRICS, evaluate
 from bridge_stg.files import write_text
 from bridge_stg.inference.dataset import predict_samples
@@ -68,7 +67,7 @@ ROWS = {
 
 
 def from_backbone_of(start: Path, build: Callable[[TrainingConfig], Any], config: TrainingConfig) -> Any:
-    """What `build` gives, with the backbone's weights of the model in `start` and nothing else of it."""
+    """Build a model, and give it the weights of the backbone in `start`."""
     model, processor = build(config)
     model.backbone.load_state_dict(load_model(start).backbone.state_dict())
     return model, processor
@@ -83,7 +82,7 @@ def configuration(seed: int, image_steps: int, clip_steps: int) -> TrainingConfi
 
 
 def plan(start: Path, minutes: float) -> dict[str, Any]:
-    """Seconds of a step and how many of them every row takes, by kind of batch; the rows are timed in turn."""
+    """Time a step of every row by kind of batch, in turn, and work out how many steps each row takes."""
     config = configuration(0, 1, 1)
     built = {name: from_backbone_of(start, row.build, config) for name, row in ROWS.items()}
     seconds: dict[str, dict[str, float]] = {name: {} for name in ROWS}
@@ -114,7 +113,7 @@ def plan(start: Path, minutes: float) -> dict[str, Any]:
 
 
 def _step(model: Any, processor: Any, collate: Callable[..., TrainingBatch], groups: list[Any]) -> Callable[[], None]:
-    """One optimiser step of a batch as the trainer takes it; without learning anything, as the rate is 0."""
+    """An optimiser step on one batch as the trainer takes it; with a rate of 0, it changes nothing."""
     batch = collate(groups, processor)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
     model.train()
@@ -171,15 +170,11 @@ def main() -> None:
     if options.plan:
         print(plan_file.read_text())
         return
-    data = options.out / f"clips-{options.clip_seed}" / "test.jsonl"
-    if not data.is_file():
-        write_split(data.parent, "test", options.clips, options.clip_seed)
-    samples = read_samples(data)
-    results = options.out / "results.jsonl"
-    done = [json.loads(line) for line in results.read_text().splitlines()] if results.is_file() else []
+    samples = evaluation_clips(options.out, options.clips, options.clip_seed)
+    results = Results(options.out / "results.jsonl")
     for seed in options.seeds:
         for name, row in ROWS.items():
-            if any((entry["row"], entry["seed"]) == (name, seed) for entry in done):
+            if results.has(row=name, seed=seed):
                 continue
             folder = options.out / f"{name.partition(' ')[0]}-{seed}"
             clock = CpuClock(options.out / f"{folder.name}.json")
@@ -195,11 +190,9 @@ def main() -> None:
             seconds = json.loads(clock.file.read_text())["cpu_seconds"]
             summary = evaluate(samples, predict_samples(row.load(folder), samples)).summary
             scores = {"all": summary["all"], **summary["tiers"]}
-            done.append({"row": name, "seed": seed, "cpu_seconds": seconds, "scores": scores})
-            with results.open("a") as file:
-                file.write(json.dumps(done[-1]) + "\n")
+            results.add({"row": name, "seed": seed, "cpu_seconds": seconds, "scores": scores})
             print(name, seed, f"{seconds:.0f} s", scores["all"], flush=True)
-    write_text(options.out / "coupled_comparison.md", markdown(done, steps))
+    write_text(options.out / "coupled_comparison.md", markdown(results.rows, steps))
 
 
 def markdown(done: list[dict[str, Any]], steps: dict[str, Any]) -> str:
@@ -208,17 +201,12 @@ def markdown(done: list[dict[str, Any]], steps: dict[str, Any]) -> str:
     for name in dict.fromkeys(entry["row"] for entry in done):
         found = [entry for entry in done if entry["row"] == name]
         count = steps[name]["image_steps"] + steps[name]["clip_steps"]
-        head = [name, f"{count:,}", _cell([entry["cpu_seconds"] / 60 for entry in found], 1)]
+        head = [name, f"{count:,}", cell([entry["cpu_seconds"] / 60 for entry in found], 1)]
         for tier in COLUMNS:
-            cells = [_cell([entry["scores"][tier][metric] for entry in found]) for metric in METRICS]
+            cells = [cell([entry["scores"][tier][metric] for entry in found]) for metric in METRICS]
             lines.append(f"| {' | '.join([*head, tier, *cells])} |")
             head = [""] * len(head)
     return "\n".join([*lines, ""])
-
-
-def _cell(values: list[float], digits: int = 3) -> str:
-    spread = f"±{(max(values) - min(values)) / 2:.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Memory of a data loader over many clips: does it stay flat?
+"""The memory of a data loader over many clips, which must stay flat.
 
     python -m benchmarks.studies.loader --clips 2000 --workers 2
 
@@ -36,7 +36,7 @@ def memory() -> int:
 
 
 def measure(data: Path, clips: int, workers: int, batch: int = 4, every: int = 100) -> list[tuple[int, float]]:
-    """(clips read, mean bytes) over every so many clips of one pass over a dataset."""
+    """Read a dataset once, and give (clips read, mean bytes) for every `every` clips."""
     processor = tiny_processor(VOCABULARY)
     stream = GroundingStream({"clips": SampleStore(data)}, None, processor)
     batches = once(stream, clips, batch, every)
@@ -58,12 +58,12 @@ def measure(data: Path, clips: int, workers: int, batch: int = 4, every: int = 1
 
 
 def once(stream: GroundingStream, clips: int, batch: int, every: int) -> LengthAwareBatches:
-    """Every clip once: a window that the clips can be divided by leaves none of them for a later one."""
+    """Batches with every clip once: the number of clips is a multiple of the window, so that none is left over."""
     return LengthAwareBatches(stream.shape, batches=clips // batch, clips=batch, window=every)
 
 
 def drift(found: list[tuple[int, float]]) -> float:
-    """Largest distance of a mean from that at the end of the warm-up, as a share of it."""
+    """The largest distance of a mean from that at the end of the warm-up, as a share of that one."""
     means = [mean for clips, mean in found if clips >= WARM_UP]
     return max(abs(mean - means[0]) / means[0] for mean in means)
 

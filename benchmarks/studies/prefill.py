@@ -1,4 +1,4 @@
-"""Prune the video tokens of a stock Qwen2.5-VL or Qwen3-VL before its LLM, and the prefill time that it saves.
+"""The prefill time that pruning the video tokens of a stock Qwen2.5-VL or Qwen3-VL saves.
 
     python -m benchmarks.studies.prefill --keep 0.5 0.25 0.1
 
@@ -77,7 +77,7 @@ def prune_visual_tokens(model: Any, input_ids: Tensor, keep: float) -> Iterator[
 
 
 def stock_model(width: int, layers: int, family: str = "qwen2_5_vl", patch_size: int = 14) -> Any:
-    """A stock model of random weights; its LLM has heads of 64, four to a key head, as published ones have groups.
+    """A stock model of random weights, whose LLM has heads of 64 dimensions, four to a key head.
 
     Args:
         family: "qwen2_5_vl" or "qwen3_vl".
@@ -139,7 +139,7 @@ def prompt(
 
 
 def _prefill_seconds(model: Any, inputs: dict[str, Tensor], keep: float | None) -> float:
-    """Seconds that the LLM and the pruning before it take; the vision tower is left out."""
+    """Time the LLM and the pruning before it, in seconds, without the vision tower."""
     marks: list[float] = []
 
     def mark(*_: Any, **__: Any) -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import sys
-import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,39 +15,21 @@ import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperOption
 
-from ..errors import ConfigError, OutputError
+from ..errors import ConfigError, OutputError, printable
 from ..json_text import dump_json, parse_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-# Texts of others go through it: what reads as markup or as the name of an emoji is none.
+# It shows texts of others, so it takes nothing in them for markup or for the name of an emoji.
 stderr = Console(stderr=True, markup=False, emoji=False, highlight=False)
-_BIDIRECTIONAL = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """A text that a terminal shows and does not obey: control signs and lone surrogates become escapes.
-
-    Args:
-        lines: keep line breaks and tabs.
-    """
-    return "".join(_escape(sign) if _is_control(sign) and not (lines and sign in "\n\t") else sign for sign in text)
-
-
-def _is_control(sign: str) -> bool:
-    return unicodedata.category(sign) in ("Cc", "Cs", "Zl", "Zp") or ord(sign) in _BIDIRECTIONAL
-
-
-def _escape(sign: str) -> str:
-    return sign.encode("unicode_escape").decode("ascii")
 
 
 def echo(text: object, *, lines: bool = False) -> None:
     """Print a line to stdout; see `printable`.
 
     Raises:
-        OutputError: stdout takes no more, as on a full disk.
+        OutputError: stdout cannot be written, as on a full disk.
     """
     _write(printable(str(text), lines=lines) + "\n")
 
@@ -67,7 +48,7 @@ def echo_json(value: Any) -> None:
 
 
 def show_table(table: RenderableType) -> None:
-    """Print a rich table to stdout; its texts are no markup.
+    """Print a rich table to stdout; markup in its texts is not interpreted.
 
     Raises:
         OutputError: see `echo`.
@@ -81,7 +62,7 @@ def show_table(table: RenderableType) -> None:
 def _write(text: str) -> None:
     try:
         typer.echo(text, nl=False)
-    except BrokenPipeError:  # no failure: whoever reads it has seen enough
+    except BrokenPipeError:  # no failure: the reader has seen enough
         raise
     except OSError as error:
         raise OutputError(f"The standard output cannot be written: {error.strerror or error}.") from error
@@ -108,31 +89,31 @@ def begin_log(level: int) -> None:
 
 
 def path_option(*names: str, help: str) -> Any:
-    """An option that is a path, and not an empty one."""
+    """An option that takes a path, and refuses an empty one."""
     return typer.Option(*names, parser=_read_path, metavar="PATH", help=help)
 
 
 def path_argument(name: str, *, help: str) -> Any:
-    """An argument that is a path, and not an empty one."""
+    """An argument that takes a path, and refuses an empty one."""
     return typer.Argument(parser=_read_path, metavar=name, help=help)
 
 
 def _read_path(text: str | Path) -> Path:
-    """An empty one would be the current folder, which nobody means by it."""
+    """Refuse an empty path: `Path` would take it for the current folder."""
     if text == "":
         raise typer.BadParameter("it must not be empty.")
     return Path(text)
 
 
 def finite(value: float | None) -> float | None:
-    """Callback of an option: infinity and NaN pass its bounds otherwise."""
+    """Callback of an option that refuses infinity and NaN, which pass its bounds."""
     if value is not None and not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number.")
     return value
 
 
 def given(context: typer.Context, *names: str) -> list[str]:
-    """Those of the named options that the command line has, as they are written."""
+    """Return those of the named options that the user gave, as they are written on the command line."""
     return [
         parameter.opts[0]
         for parameter in context.command.params
@@ -150,7 +131,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on 
 
 
 def read_settings(pairs: list[str] | None) -> dict[str, Any]:
-    """key=value pairs with JSON values; a value that is not JSON is text.
+    """Parse key=value pairs with JSON values; a value that is not JSON is a text.
 
     Raises:
         ConfigError: a key comes twice, or a value is JSON that cannot be read.
@@ -175,7 +156,7 @@ def read_settings(pairs: list[str] | None) -> dict[str, Any]:
 
 
 def progress_bar() -> Progress:
-    """A bar on stderr that goes when it is done."""
+    """A bar on stderr that disappears when it is done."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())

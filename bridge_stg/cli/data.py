@@ -78,8 +78,8 @@ def check(
 ) -> None:
     """List broken records, missing and corrupt videos, boxes outside the frame, intervals outside the clip.
 
-    Ends with 0 where there is none of them, else with 1; the report is printed either way. Videos are looked at where
-    --videos says where they are, and for jsonl, which says so itself.
+    The exit code is 0 if nothing is found, else 1; the report is printed either way. Videos are checked if --videos
+    says where they are, and for jsonl, whose records say it.
     """
     from ..data.checking import check_dataset
 

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from .console import finite, path_option, show_table, stderr
+from .console import finite, path_option, progress_bar, show_table, stderr
 from .tables import grounding_table
 
 if TYPE_CHECKING:
@@ -76,9 +75,8 @@ def _train_fresh(folder: Path, seconds: float) -> list[tuple[int, float]]:
     from ..training import TrainingProgress, load_config, train
 
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     run = folder / time.strftime("%Y%m%d-%H%M%S")  # a fresh model each time, never a resumed one
-    with Progress(*columns, TimeElapsedColumn(), console=stderr) as bar:
+    with progress_bar() as bar:
         progress = TrainingProgress(bar)
         train(load_config("demo"), run, callbacks=[progress], max_seconds=seconds, tensorboard=False)
     return progress.curve

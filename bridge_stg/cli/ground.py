@@ -141,16 +141,14 @@ def _check_sentence(sentence: str) -> None:
 
 
 def _ground_manifest(manifest: Path, out: Path, batch_size: int, options: _Options) -> None:
-    from ..files import ensure_writable_folder
-    from ..inference.resumable_jsonl import check_output
-
-    ensure_writable_folder(check_output(out).parent)  # a mistake must not wait for torch, nor for the model
-
     from ..distributed import own_device, rank_and_size
+    from ..files import ensure_writable_folder
     from ..inference.fingerprints import model_fingerprint
     from ..inference.manifest import ground_manifest, read_manifest
+    from ..inference.resumable_jsonl import check_output
     from ..models import load_model
 
+    ensure_writable_folder(check_output(out).parent)  # a mistake must not wait for the model
     rank, world_size = rank_and_size()
     read_manifest(manifest)
     network = load_model(options.model).to(own_device(options.device))

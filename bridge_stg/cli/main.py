@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from ..errors import BridgeSTGError
+from ..errors import BridgeSTGError, printable
 from .bench import bench, tune
-from .console import begin_log, echo, printable, stderr
+from .console import begin_log, echo, stderr
 from .data import app as data_app
 from .data import synth
 from .demo import demo

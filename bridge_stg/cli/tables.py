@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .console import printable
+from ..errors import printable
 
 _GROUPS = ("all", "declarative", "interrogative")
 METRICS = ("m_tIoU", "m_vIoU", "vIoU@0.3", "vIoU@0.5", "gt_vIoU")

@@ -1,4 +1,4 @@
-"""Data: samples, video decoding, frame sampling and the synthetic benchmark. Knows no model."""
+"""Data: samples, video decoding, frame sampling and the synthetic benchmark. Nothing here knows a model."""
 
 from .checking import CheckReport, check_dataset
 from .clip import Clip, load_clip

@@ -1,4 +1,4 @@
-"""How much memory this process may still take, as far as the system says."""
+"""The memory that this process may still take, as far as the system says."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..errors import VideoError, printable
 
-_UNLIMITED = 1 << 60  # what version 1 of control groups states where there is no limit is above this
-_CHECKED = 1 << 28  # bytes; asking the system is not worth it for less
+_UNLIMITED = 1 << 60  # version 1 of control groups states a number above this where there is no limit
+_CHECKED = 1 << 28  # bytes; for less, the system is not asked
 
 
 def check_memory(path: str, count: int, width: int, height: int) -> None:
@@ -30,7 +30,7 @@ def check_memory(path: str, count: int, width: int, height: int) -> None:
 
 
 def available_memory() -> int | None:
-    """Bytes that system, control group and process still allow to allocate, the least of them; None if unknown."""
+    """Bytes that may still be allocated: the least that system, control group and process allow; None if unknown."""
     return min(_limits(), default=None)
 
 
@@ -44,7 +44,7 @@ def _limits() -> Iterator[int]:
     ):
         most, used = _read(f"{group}/{limit}").strip(), _read(f"{group}/{usage}").strip()
         if most.isdecimal() and used.isdecimal() and int(most) < _UNLIMITED:
-            # Cached files count as used, but make room.
+            # The kernel counts cached files as used, and drops them where memory is needed.
             cached = re.search(rf"^{cache} (\d+)$", _read(f"{group}/memory.stat"), re.MULTILINE)
             yield int(most) - int(used) + (int(cached[1]) if cached else 0)
     try:

@@ -1,4 +1,4 @@
-"""What is wrong with a dataset before a run meets it: records, videos, boxes, intervals."""
+"""Checks of a dataset before a run uses it: records, videos, boxes, intervals."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import VideoError
 from .readers import Item, Problem
+from .readers.alignment import probe_or_reason
 from .sample import GroundingSample
 from .time_base import has_time_base
-from .video import VideoInfo, probe
+from .video import VideoInfo
 
 _TIME_TOLERANCE = 0.1  # frames; seconds pass through a division
 _PIXEL_TOLERANCE = 0.5  # boxes are rounded pixels
@@ -27,7 +27,7 @@ class CheckReport:
     Attributes:
         samples: how many could be read.
         counts: of samples, by task and sentence type, with an interval, with boxes; of boxes; of distinct videos.
-        skipped: records that are no sample, `{"id", "reason"}` each.
+        skipped: bad records, `{"id", "reason"}` each.
         notes: oddities of samples that were read, `{"id", "reason"}` each; they break nothing.
         missing_videos: `{"video", "samples"}` each, `samples` being how many refer to it.
         corrupt_videos: `{"video", "samples", "reason"}` each.
@@ -61,12 +61,12 @@ class CheckReport:
 def check_dataset(
     items: Iterable[Item], *, videos: bool = False, progress: Callable[[int], None] | None = None
 ) -> CheckReport:
-    """Look at every sample, and once at every video.
+    """Check every sample, and every video once.
 
     Args:
         items: what a reader yields.
-        videos: whether the videos are looked at: existence, container, one frame decoded, and their length and size
-            against the annotation's.
+        videos: whether to check the videos too: that they exist, that their container and one frame can be read, and
+            that length and size are those of the annotation.
         progress: called with the number of items done.
     """
     report = CheckReport(videos_checked=videos)
@@ -107,13 +107,11 @@ def check_dataset(
 
 
 def _look_at(video: str) -> VideoInfo | str | None:
-    """What the video is, without its frame times; why it cannot be read; or None where there is none."""
+    """The video's info without its frame times, the reason why it cannot be read, or None where the file is missing."""
     if not os.path.isfile(video):
         return None
-    try:
-        return replace(probe(video), times=np.empty(0), pts=None, keyframes=(), place=None)
-    except VideoError as error:
-        return str(error)
+    found = probe_or_reason(video)
+    return found if isinstance(found, str) else replace(found, times=np.empty(0), pts=None, keyframes=(), place=None)
 
 
 def _check_boxes(sample: GroundingSample, report: CheckReport) -> None:
@@ -133,7 +131,7 @@ def _check_boxes(sample: GroundingSample, report: CheckReport) -> None:
 
 
 def _check_interval(sample: GroundingSample, info: VideoInfo | None, report: CheckReport) -> None:
-    """Against the segment or the annotated length, and against the video where it can be read."""
+    """Report an interval that leaves the segment, the annotated length, or the video where that can be read."""
     if sample.interval is None:
         return
     first, last = sample.segment or (0, sample.frame_count)
@@ -143,7 +141,7 @@ def _check_interval(sample: GroundingSample, info: VideoInfo | None, report: Che
         clip, what = (clip[0], info.duration), "the video"
     tolerance = _TIME_TOLERANCE / sample.fps
     start, end = sample.interval
-    # A video may be short of its announced length by a frame at either end without harm.
+    # A video may lack a frame of its announced length at either end without harm.
     slack = tolerance if what == "the clip" else 1.5 / sample.fps
     if start < clip[0] - tolerance or end > clip[1] + slack:
         reason = f"the event lasts from {start:.2f} to {end:.2f} s, {what} from {clip[0]:.2f} to {clip[1]:.2f} s."
@@ -151,7 +149,7 @@ def _check_interval(sample: GroundingSample, info: VideoInfo | None, report: Che
 
 
 def _compare(sample: GroundingSample, info: VideoInfo, report: CheckReport) -> None:
-    """Notes where the video is not what the annotation takes it for; `align_to_video` makes up for both."""
+    """Note a video of another length or size than annotated; `align_to_video` makes up for both."""
     if not has_time_base(sample):
         return
     announced = sample.frame_count / sample.fps

@@ -1,9 +1,9 @@
 """Frame times from the timestamps of packets, repaired where those contradict each other.
 
 A decoder needs packets in the order of their decoding times (dts), so a file holds them in that order whatever its
-clock says. Where dts run on, they are believed. Where they do not, there are two cases: a few packets with a wrong
-time, whose place between their neighbours is free, and a clock that restarts, after which all packets move on to
-where the part before ended.
+clock says. Ascending dts are trusted. Where they step back, there are two cases: a few packets have a wrong time, and
+move into the gap between their neighbours; or the clock restarts, and all later packets move to where the part before
+ended.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import numpy as np
 
 MOST_REORDERED = 17  # a frame is shown at most so many packets before or after its own: 16 references in H.264, HEVC
 _MOST_TICKS = 1 << 60  # so that differences of timestamps fit in an int64
-_MOST_RESTARTS = 1000  # a clock with more of them is none
+_MOST_RESTARTS = 1000  # more of them mean that there is no usable clock
 
 
 class PacketMark(NamedTuple):
-    """What is kept of a packet; its data would fill the memory with the whole file. Times are in ticks."""
+    """Times and flags of a packet, without its data, so that a long file fits in memory. Times are in ticks."""
 
     pts: int | None
     dts: int | None
@@ -31,7 +31,7 @@ class PacketMark(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Clock:
-    """When frames are shown.
+    """The times at which frames are shown.
 
     Attributes:
         ticks: int64 `[frames]`, ascending, on the stream's clock.
@@ -47,7 +47,7 @@ class Clock:
 
 
 def read_clock(marks: Sequence[PacketMark], ordered: bool, longest: float | None, second: float) -> Clock | None:
-    """The clock of a stream, or None where too few packets carry times, or too little of them makes sense.
+    """The clock of a stream, or None where too few packets have times, or too few times make sense.
 
     Args:
         marks: packets of shown frames in file order, at least one.
@@ -68,12 +68,12 @@ def read_clock(marks: Sequence[PacketMark], ordered: bool, longest: float | None
 
 
 def _fill(values: Sequence[int | None]) -> np.ndarray:
-    """int64, unknown ones interpolated; clipped where they leave no room to subtract."""
+    """Ticks as int64: unknown ones are interpolated, and huge ones clipped so that differences fit."""
     known = np.array([value is not None for value in values])
     ticks = np.clip([value or 0 for value in values], -_MOST_TICKS, _MOST_TICKS).astype(np.int64)
     if not known.all():
         place = np.flatnonzero(known)
-        # In floats around the first one: timestamps may be too large for them.
+        # Relative to the first one, as timestamps may be too large for the precision of floats.
         origin = ticks[place[0]]
         lost = np.flatnonzero(~known)
         ticks[lost] = origin + np.rint(np.interp(lost, place, (ticks[place] - origin).astype(float))).astype(np.int64)
@@ -97,13 +97,13 @@ def _typical(steps: np.ndarray, longest: float) -> float:
 
 
 def _is_late(pts: np.ndarray, dts: np.ndarray, step: float) -> np.ndarray:
-    """Which frames are shown later than reordering explains: after the packet `MOST_REORDERED` behind theirs."""
+    """Mark frames that are shown later than reordering explains: after the packet `MOST_REORDERED` behind theirs."""
     behind = np.minimum(np.arange(len(dts)) + MOST_REORDERED, len(dts) - 1)
     return pts - np.median(pts - dts) > dts[behind] + MOST_REORDERED * step
 
 
 def _displacement(order: np.ndarray) -> np.ndarray:
-    """How many places the packets in `order` of presentation are from where the file has them."""
+    """How many places each packet moves from file order to presentation order."""
     return np.abs(order - np.arange(len(order)))
 
 
@@ -113,7 +113,7 @@ def _end(pts: np.ndarray, duration: np.ndarray) -> int | None:
 
 
 class _Repair:
-    """One clock under repair; arrays are in file order."""
+    """The repair of one clock; arrays are in file order."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class _Repair:
         return Clock(ticks, np.argsort(order), end, tuple(repairs))
 
     def _mend_dts(self) -> bool:
-        """Make decoding times run on; False where they are no clock at all."""
+        """Make decoding times ascend; False where they are no clock at all."""
         break_ = 0
         while True:
             steps = np.diff(self.dts[break_:])
@@ -173,7 +173,7 @@ class _Repair:
                 break_ = max(0, stray[0] - 1)
 
     def _stray(self, break_: int) -> tuple[int, int] | None:
-        """Packets [first, last) around a break that have left a hole as long as themselves; None at a restart."""
+        """The packets [first, last) around a break that left a gap as long as themselves; None at a restart."""
         dts, found, count = self.dts, [], 0
         if dts[break_] < dts[break_ - 1]:
             # Those before the break that are ahead of it ...
@@ -193,7 +193,7 @@ class _Repair:
         return min(found, key=lambda part: part[1] - part[0], default=None)
 
     def _room(self, before: int, after: int) -> bool:
-        """Whether the packets between two others fit into the time between them, and about fill it."""
+        """Whether the packets between two others fit into the time between those, and about fill it."""
         if before < 0:
             return False
         count, gap = after - before - 1, self.dts[after] - self.dts[before]
@@ -202,7 +202,7 @@ class _Repair:
         return count == 1 or 0.5 * (count + 1) * self.step <= gap <= 2 * (count + 1) * self.step
 
     def _put_between(self, first: int, last: int) -> None:
-        """Move stray packets into the hole they left, their distances kept where those fit."""
+        """Move stray packets into the gap that they left, and keep their distances where those fit."""
         part = slice(first, last)
         start = self.dts[first - 1] if first else self.dts[last] - 2 * self.step
         gap = float(self.dts[last] - start)
@@ -220,13 +220,13 @@ class _Repair:
         self.moved[part] |= follow
 
     def _restart(self, break_: int) -> None:
-        """Let the packets from a break on begin where those before it end."""
+        """Move the packets after a break to where those before it end."""
         before = self.pts[:break_]
         last = int(before.argmax())
         length = int(self.duration[last]) if self.duration[last] > 0 else round(self.step)
         shift = before[last] + length - self.pts[break_ : break_ + MOST_REORDERED].min()
         self.pts[break_:] += shift
-        # Decoding times must run on as well, even where the reordering of the two parts differs.
+        # Decoding times must ascend as well, even where the two parts are reordered differently.
         self.dts[break_:] = np.maximum(self.dts[break_:] + shift, self.dts[break_ - 1])
         self.restarts.append(break_)
 

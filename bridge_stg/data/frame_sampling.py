@@ -1,4 +1,4 @@
-"""Which frames a model sees: an even grid in time for the MLLM, positives and negatives for the decoder."""
+"""Choosing frames: an even grid in time for the MLLM, positives and negatives for the spatial decoder."""
 
 from __future__ import annotations
 

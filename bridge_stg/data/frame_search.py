@@ -1,4 +1,4 @@
-"""Finding frames in a file: from the key frame before the first that is needed, and no further than the last."""
+"""Finding frames in a file: decoding starts at the key frame before the first one needed and stops at the last."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def find_frames(info: VideoInfo, needed: np.ndarray, strict: bool = True) -> Ite
 
 
 class FrameReader:
-    """Decodes from any key frame, and says which frame came out.
+    """Decodes a video from any key frame on, and tells which frame each picture is.
 
     Attributes:
         ticks: int64 `[frames]`, ascending: what `pictures` calls each frame; None where frames can only be counted.
@@ -50,7 +50,7 @@ class FrameReader:
         self.ticks, self._starts = info.pts, [start for _, start in info.keyframes]
         self.keys = np.array([tick for tick, _ in info.keyframes], dtype=np.int64)
         if info.place is not None:
-            # The file's own clock is not to be trusted, so packets are numbered and time is not asked.
+            # The file's own clock was repaired, so packets are found by number and not by time.
             self.ticks = np.arange(info.frame_count)
 
     def pictures(self, key: int = -1) -> Iterator[tuple[int, VideoFrame]]:
@@ -114,9 +114,9 @@ def _find_by_time(
     info: VideoInfo, reader: FrameReader, ticks: np.ndarray, needed: np.ndarray, strict: bool
 ) -> Iterator[tuple[int, VideoFrame]]:
     done = 0
-    retreat = 0  # key frames to go back further, where a seek landed after the needed frame
+    retreat = 0  # further key frames to go back, where a seek landed behind the needed frame
     while done < len(needed):
-        # The first key frame is the beginning, which needs no seek.
+        # Decoding from the first key frame needs no seek.
         key = max(0, _key_before(reader.keys, ticks[needed[done]]) - retreat) or -1
         previous: VideoFrame | None = None
         previous_tick = 0
@@ -162,7 +162,7 @@ def _reaches(info: VideoInfo, ticks: np.ndarray, frame: int, tick: int) -> bool:
 def _stand_in(
     info: VideoInfo, picture: VideoFrame | None, last: int, needed: np.ndarray, strict: bool
 ) -> Iterator[tuple[int, VideoFrame]]:
-    """The last frame that can be decoded, for those behind it."""
+    """Yield the last frame that can be decoded for each of those behind it."""
     if picture is None or (strict and info.frame_count - 1 - last > max(1, info.frame_count // 50)):
         return
     for frame in needed:

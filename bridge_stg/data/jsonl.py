@@ -78,7 +78,7 @@ def read_records(
     return records
 
 
-def repeated_id(id: str, place: str = "") -> str:
+def repeated_id(id: object, place: str = "") -> str:
     """The sentence for an id that comes twice; `place` says where it came first, such as " in line 3"."""
     return f"id {shown(id)} was already used{place}; ids must be unique."
 

@@ -1,4 +1,4 @@
-"""One open media file: FFmpeg gets its bytes and never a name, and every failure becomes a `VideoError`."""
+"""An open media file: FFmpeg gets its bytes and never its name, and every failure becomes a `VideoError`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BARE = frozenset(
     ("h261", "h263", "h264", "hevc", "vvc", "m4v", "mjpeg", "mpegvideo", "vc1", "cavsvideo", "dirac", "obu")
 )
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
-# What files begin with that hold no media themselves but the names of other files.
+# The first bytes of playlists, which hold no media but the names of other files.
 _PLAYLISTS = (b"#extm3u", b"ffconcat", b"<mpd", b"v=0\n", b"v=0\r", b"[playlist]", b"<smil", b"<asx", b"<assetmap")
 _SPECIAL = (
     (stat.S_ISDIR, "is a folder; a video file is needed."),
@@ -70,7 +70,7 @@ class MediaFile:
     def __init__(self, path: str, container: InputContainer, source: _Bytes, number: int | None) -> None:
         self.path, self.container, self._source = path, container, source
         self.formats = frozenset(container.format.name.split(","))
-        # Cover art and thumbnails are streams of one picture each, none of which is the video.
+        # Cover art and thumbnails are streams of one picture each; none of them is the video.
         streams = [stream for stream in container.streams.video if not stream.disposition & _PICTURES]
         if not streams:
             kinds = ", ".join(sorted({"pictures" if s.type == "video" else s.type for s in container.streams}))
@@ -143,7 +143,7 @@ def open_media(path: str, number: int | None = None) -> Iterator[MediaFile]:
 
 
 def decoded(packet: Any) -> list[VideoFrame]:
-    """The frames a packet completes, in presentation order; none where the decoder refuses it."""
+    """The frames that a packet completes, in presentation order; none where the decoder refuses the packet."""
     try:
         return packet.decode()
     except MemoryError:

@@ -1,4 +1,4 @@
-"""Several datasets as one endless stream: which sample of which of them comes at which place."""
+"""Several datasets as one endless stream, in which every place has its dataset and sample."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class MixtureSampler:
-    """Mixes datasets by weight; what comes at a place is a function of seed and place alone.
+    """Mixes datasets by weight; the sample at a place is a function of seed and place alone.
 
     The stream is cut into blocks. Every block holds each dataset as often as its weight says, in an order of its own,
     so that the mix is even at any length and not only in the mean. Within a dataset every item comes once before any
@@ -91,7 +91,7 @@ class MixtureSampler:
 
 
 def _apportion(weights: np.ndarray, total: int) -> tuple[int, ...]:
-    """Whole shares that sum to `total`, by largest remainder."""
+    """Whole shares that sum to `total`, by the method of largest remainders."""
     exact = weights / weights.sum() * total
     shares = np.floor(exact).astype(np.int64)
     order = np.argsort(shares - exact, kind="stable")

@@ -1,4 +1,4 @@
-"""From a decoded frame to what a viewer sees: RGB in the stated colours, upright, in square pixels."""
+"""Turning a decoded frame into what a viewer sees: RGB in the stated colours, upright, in square pixels."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def displayed_size(width: int, height: int, pixel: Fraction) -> tuple[int, int]:
 
 
 def orientation(file: MediaFile, frame: VideoFrame) -> tuple[bool, int]:
-    """How a decoded frame becomes upright: whether it is mirrored left to right, then turned counter-clockwise."""
+    """How to make a decoded frame upright: whether to mirror it left to right, and how far to turn it then."""
     if is_still(file.formats):
         return _EXIF.get(_exif_orientation(file.path), (False, 0))
     try:

@@ -1,4 +1,4 @@
-"""Samples of a JSON Lines file, read one at a time: the tubes of a training set are too many to hold as objects."""
+"""Samples of a JSON Lines file that are read one at a time, as a training set's boxes are too many to hold."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _KIND = "an annotation file"
 
 
 class SampleStore(Sequence[GroundingSample]):
-    """The usable records of a file, by number; holds 44 bytes a record, whatever the record holds.
+    """The usable records of a file, by number; it holds 44 bytes a record, however long the record is.
 
-    Every line is checked when the store is opened, so that a broken one is known in the first minute and not in the
-    third hour. It may be shared with processes that are forked or spawned: each opens the file for itself.
-    A line that is no longer what it was then is refused when it is read.
+    Every line is checked when the store is opened, so that a bad record is known in the first minute and not in the
+    third hour. The store may be handed to forked or spawned processes: each opens the file for itself. A line that has
+    changed since is refused when it is read.
 
     Args:
         path: JSON Lines as `write_samples` and `bridge-stg data convert` write them; video paths start at its folder.

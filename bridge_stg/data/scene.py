@@ -1,4 +1,4 @@
-"""What happens in a synthetic clip: looks, motions, the split of compositions, sentences and object paths.
+"""Scenes of synthetic clips: looks, motions, the split of compositions, sentences and paths of objects.
 
 Coordinates are normalised to [0, 1] in x and y. Everything is drawn from one `numpy.random.Generator`,
 so that a clip is a pure function of its seed.
@@ -146,7 +146,15 @@ def half_size(shape: str, diameter: float, size: tuple[int, int]) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Scene:
-    """Objects in drawing order, which of them is meant, the sentence, and the event's frames [start, end)."""
+    """What happens in a clip.
+
+    Attributes:
+        tier: one of `TIERS`, or "image".
+        sentence, sentence_type: what to find, "declarative" or "interrogative".
+        objects: in drawing order, the last one on top.
+        target: index in `objects` of the one that the sentence means.
+        interval_frames: frames [start, end) of the event; None for a picture.
+    """
 
     tier: str
     sentence: str

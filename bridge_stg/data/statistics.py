@@ -1,4 +1,4 @@
-"""What a dataset is like: lengths, places, sizes and words, for tables and charts."""
+"""Statistics of a dataset for tables and charts: lengths, places, sizes and words."""
 
 from __future__ import annotations
 

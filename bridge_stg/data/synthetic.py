@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from ..files import ensure_writable_folder
 from .render import Background, render_scene
-from .sample import Box, GroundingSample, SentenceType, write_samples
-from .scene import EVENT_FRAMES, IMAGE_TIER, SPLITS, TIERS, SceneObject, sample_image_scene, sample_scene
+from .sample import Box, GroundingSample, write_samples
+from .scene import EVENT_FRAMES, SPLITS, TIERS, Scene, sample_image_scene, sample_scene
 from .video import probe
 from .video_writer import write_video
 
 
 @dataclass(frozen=True)
-class SyntheticClip:
+class SyntheticClip(Scene):
     """One clip (or, with one frame and no event, one picture) as a description; pixels come from `render`.
 
     Attributes:
-        tier: one of `TIERS`, or "image".
-        sentence, sentence_type: the query, "declarative" or "interrogative".
-        interval_frames: frames [start, end) of the event; None for a picture.
-        objects: in drawing order, the last one on top.
-        target: index in `objects` of the one the sentence means.
         background: what lies behind the objects.
         frame_count, fps: length and rate.
         size: native (h, w) in pixels, in which objects are round and `sample` gives its boxes.
     """
 
-    tier: str
-    sentence: str
-    sentence_type: SentenceType
-    interval_frames: tuple[int, int] | None
-    objects: tuple[SceneObject, ...]
-    target: int
     background: Background
     frame_count: int
     fps: float
@@ -89,7 +79,44 @@ class SyntheticClip:
         )
 
 
-class SyntheticTubes(Dataset[SyntheticClip]):
+class _Synthetic(Dataset[SyntheticClip]):
+    """Clips that are drawn from a seed; item i is a pure function of (seed, split, i) and the arguments."""
+
+    kind: int  # a number of its own for every kind of clip, so that no two of them draw the same
+
+    def __init__(
+        self, split: str, seed: int, count: int, size: tuple[int, int], backgrounds: Sequence[str | os.PathLike[str]]
+    ) -> None:
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if len(size) != 2 or min(size) < 16:
+            raise ValueError(f"size must be (height, width) of at least 16 pixels each, got {size}")
+        self.split, self.seed, self.count, self.size = split, seed, count, size
+        self.backgrounds = tuple(os.fspath(path) for path in backgrounds)
+        for path in self.backgrounds:
+            probe(path)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def _rng(self, index: int) -> np.random.Generator:
+        if not 0 <= index < self.count:
+            raise IndexError(f"index must be in 0..{self.count - 1}, got {index}")
+        return np.random.default_rng(np.random.SeedSequence([self.seed, SPLITS.index(self.split), index, self.kind]))
+
+    def _clip(self, scene: Scene, rng: np.random.Generator, frame_count: int, fps: float) -> SyntheticClip:
+        background = Background(seed=int(rng.integers(1 << 31)))
+        if self.backgrounds:
+            video = self.backgrounds[int(rng.integers(len(self.backgrounds)))]
+            background = replace(background, video=video, offset=float(rng.random()))
+        return SyntheticClip(**vars(scene), background=background, frame_count=frame_count, fps=fps, size=self.size)
+
+
+class SyntheticTubes(_Synthetic):
     """Video clips with one event each; item i is a pure function of (seed, split, i) and these arguments.
 
     Args:
@@ -107,6 +134,8 @@ class SyntheticTubes(Dataset[SyntheticClip]):
         VideoError: a background is not a readable video.
     """
 
+    kind = 0
+
     def __init__(
         self,
         split: str = "train",
@@ -119,7 +148,7 @@ class SyntheticTubes(Dataset[SyntheticClip]):
         size: tuple[int, int] = (128, 128),
         backgrounds: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        _check_arguments(split, seed, count, size)
+        super().__init__(split, seed, count, size, backgrounds)
         if frame_count <= EVENT_FRAMES[0]:
             raise ValueError(f"frame_count must be at least {EVENT_FRAMES[0] + 1}, got {frame_count}")
         if not fps > 0:
@@ -127,7 +156,6 @@ class SyntheticTubes(Dataset[SyntheticClip]):
         unknown = [tier for tier in tiers if tier not in TIERS]
         if unknown or not tiers:
             raise ValueError(f"tiers must be some of {', '.join(TIERS)}, got {list(tiers)}")
-        self.split, self.seed, self.count = split, seed, count
         self.tiers = tuple(tiers)
         self._weights: np.ndarray | None = None
         if isinstance(tiers, Mapping):
@@ -135,41 +163,26 @@ class SyntheticTubes(Dataset[SyntheticClip]):
             if (weights < 0).any() or not weights.sum() > 0:
                 raise ValueError(f"tier weights must be non-negative with a positive sum, got {dict(tiers)}")
             self._weights = weights / weights.sum()
-        self.frame_count, self.fps, self.size = frame_count, float(fps), size
-        self.backgrounds = tuple(os.fspath(path) for path in backgrounds)
-        for path in self.backgrounds:
-            probe(path)
-
-    def __len__(self) -> int:
-        return self.count
+        self.frame_count, self.fps = frame_count, float(fps)
 
     def __getitem__(self, index: int) -> SyntheticClip:
-        rng = _rng(self.seed, self.split, index, self.count, kind=0)
+        rng = self._rng(index)
         if self._weights is None:
             tier = self.tiers[index % len(self.tiers)]
         else:
             tier = self.tiers[int(np.searchsorted(np.cumsum(self._weights), rng.random(), side="right"))]
         scene = sample_scene(rng, self.split, tier, self.frame_count, self.size)
-        return SyntheticClip(
-            tier=scene.tier,
-            sentence=scene.sentence,
-            sentence_type=scene.sentence_type,
-            interval_frames=scene.interval_frames,
-            objects=scene.objects,
-            target=scene.target,
-            background=_sample_background(rng, self.backgrounds),
-            frame_count=self.frame_count,
-            fps=self.fps,
-            size=self.size,
-        )
+        return self._clip(scene, rng, self.frame_count, self.fps)
 
 
-class SyntheticImages(Dataset[SyntheticClip]):
+class SyntheticImages(_Synthetic):
     """Still pictures with a referring expression ("the red circle"); one-frame clips of tier "image".
 
     All (colour, shape) pairs occur in every split; no other object looks like the target.
     Arguments as in `SyntheticTubes`.
     """
+
+    kind = 1
 
     def __init__(
         self,
@@ -180,30 +193,11 @@ class SyntheticImages(Dataset[SyntheticClip]):
         size: tuple[int, int] = (128, 128),
         backgrounds: Sequence[str | os.PathLike[str]] = (),
     ) -> None:
-        _check_arguments(split, seed, count, size)
-        self.split, self.seed, self.count, self.size = split, seed, count, size
-        self.backgrounds = tuple(os.fspath(path) for path in backgrounds)
-        for path in self.backgrounds:
-            probe(path)
-
-    def __len__(self) -> int:
-        return self.count
+        super().__init__(split, seed, count, size, backgrounds)
 
     def __getitem__(self, index: int) -> SyntheticClip:
-        rng = _rng(self.seed, self.split, index, self.count, kind=1)
-        scene = sample_image_scene(rng, self.size)
-        return SyntheticClip(
-            tier=IMAGE_TIER,
-            sentence=scene.sentence,
-            sentence_type=scene.sentence_type,
-            interval_frames=None,
-            objects=scene.objects,
-            target=scene.target,
-            background=_sample_background(rng, self.backgrounds),
-            frame_count=1,
-            fps=1.0,
-            size=self.size,
-        )
+        rng = self._rng(index)
+        return self._clip(sample_image_scene(rng, self.size), rng, frame_count=1, fps=1.0)
 
 
 def write_split(
@@ -212,34 +206,25 @@ def write_split(
     count: int,
     seed: int,
     *,
-    tiers: Sequence[str] | Mapping[str, float] = TIERS,
-    size: tuple[int, int] = (128, 128),
-    fps: float = 4.0,
-    frame_count: int = 24,
-    backgrounds: Sequence[str | os.PathLike[str]] = (),
     progress: Callable[[int, int], None] | None = None,
+    **options: Any,
 ) -> Path:
-    """Write `count` clips as `folder/clips/<id>.mp4` (H.264) and, last, `folder/<split>.jsonl`.
+    """Write `count` clips as `folder/clips/<id>.mp4` (H.264) and, last, `folder/<split>.jsonl`; every file is whole.
 
-    Arguments as in `SyntheticTubes`; `progress(done, count)` is called after each clip. Every file appears
-    whole. Returns the path of the JSON Lines file.
+    Args:
+        split, count, seed, options: of `SyntheticTubes`; both sides of `size` must be even.
+        progress: called with (clips done, count) after each clip.
+
+    Returns:
+        the path of the JSON Lines file.
 
     Raises:
         ValueError: an argument is out of its range; a side of `size` is odd.
         OutputError: the folder cannot be written.
     """
-    if any(side % 2 for side in size):
-        raise ValueError(f"size must be even for H.264 with 4:2:0 colour, got {size}")
-    tubes = SyntheticTubes(
-        split,
-        seed=seed,
-        count=count,
-        tiers=tiers,
-        frame_count=frame_count,
-        fps=fps,
-        size=size,
-        backgrounds=backgrounds,
-    )
+    tubes = SyntheticTubes(split, seed=seed, count=count, **options)
+    if any(side % 2 for side in tubes.size):
+        raise ValueError(f"size must be even for H.264 with 4:2:0 colour, got {tubes.size}")
     folder = Path(folder)
     ensure_writable_folder(folder / "clips")
     samples = []
@@ -247,34 +232,10 @@ def write_split(
         clip = tubes[index]
         name = f"{split}-{seed}-{index:06d}"
         path = folder / "clips" / f"{name}.mp4"
-        write_video(path, clip.render(), fps=fps)
+        write_video(path, clip.render(), fps=tubes.fps)
         samples.append(clip.sample(name, str(path)))
         if progress is not None:
             progress(index + 1, count)
     annotations = folder / f"{split}.jsonl"
     write_samples(annotations, samples)
     return annotations
-
-
-def _check_arguments(split: str, seed: int, count: int, size: tuple[int, int]) -> None:
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if seed < 0:
-        raise ValueError(f"seed must be 0 or more, got {seed}")
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    if len(size) != 2 or min(size) < 16:
-        raise ValueError(f"size must be (height, width) of at least 16 pixels each, got {size}")
-
-
-def _rng(seed: int, split: str, index: int, count: int, kind: int) -> np.random.Generator:
-    if not 0 <= index < count:
-        raise IndexError(f"index must be in 0..{count - 1}, got {index}")
-    return np.random.default_rng(np.random.SeedSequence([seed, SPLITS.index(split), index, kind]))
-
-
-def _sample_background(rng: np.random.Generator, videos: Sequence[str]) -> Background:
-    seed = int(rng.integers(1 << 31))
-    if not videos:
-        return Background(seed)
-    return Background(seed, videos[int(rng.integers(len(videos)))], float(rng.random()))

@@ -1,4 +1,4 @@
-"""From the frames an annotation counts to the frames a decoder gives: by time, for their numbers seldom agree."""
+"""Mapping annotated frames to decoded frames by time, as their numbers seldom agree."""
 
 from __future__ import annotations
 

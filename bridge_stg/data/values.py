@@ -1,4 +1,4 @@
-"""What a value from outside may be, and how a message shows it: never longer than a line, whatever it holds."""
+"""Checks of values from outside, and how messages show them: never longer than a line."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 from collections.abc import Iterable
 from typing import TypeGuard
 
-LONGEST_SIDE = 1 << 14  # pixels; beyond it no codec of ours goes, and a slip of the pen would fill the memory
+LONGEST_SIDE = 1 << 14  # pixels; no codec that we read goes beyond it, and a typing error would fill the memory
 MOST_FRAMES = 1 << 31  # an MP4 counts its frames in 32 bits
-FARTHEST = 1 << 20  # pixels; a box may leave its frame, but an area must stay a number
+FARTHEST = 1 << 20  # pixels; a box may leave its frame, but its area must stay finite
 
 
 class _Short(reprlib.Repr):

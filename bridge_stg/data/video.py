@@ -24,7 +24,7 @@ from .picture import displayed_size, orientation, pixel_shape, to_rgb
 MOST_ELONGATED = 200  # how many times a side of a frame may be the other: the bound of Qwen's image processors
 _LONGEST = 31 * 24 * 3600.0  # seconds a clip may span; a damaged clock says more
 _FASTEST = 1000.0  # frames per second
-_LONGEST_GAP = 10.0  # seconds after which a clock that may jump did so: the bound of FFmpeg's own tools
+_LONGEST_GAP = 10.0  # seconds; a longer step of a clock that may jump is a jump, as in FFmpeg's own tools
 # Broadcast formats, whose clock may jump, and in which a recording may begin anywhere.
 _BROADCAST = frozenset(("mpegts", "mpeg", "vob"))
 # The packets of these carry decoding times at best, so their frames are found by counting.
@@ -123,7 +123,7 @@ def probe(path: str | os.PathLike[str] | VideoInfo, stream: int | None = None) -
 
 @functools.lru_cache(maxsize=1000)
 def _log_once(text: str) -> None:
-    """A video is looked at many times in a training run."""
+    """Log a text once, as a training run probes a video many times."""
     logging.getLogger(__name__).warning(text)
 
 
@@ -202,7 +202,7 @@ def _damage(info: VideoInfo) -> str:
 
 
 def _read_packets(file: MediaFile) -> VideoInfo:
-    """All but size and orientation."""
+    """Everything about a video that its packets tell; size and orientation need a decoded frame."""
     path, stream = file.path, file.stream
     read = [
         PacketMark(packet.pts, packet.dts, packet.duration or 0, packet.is_keyframe, packet.is_discard)
@@ -235,7 +235,7 @@ def _read_packets(file: MediaFile) -> VideoInfo:
             f"most {_LONGEST:.0f} s."
         )
     _check_complete(file, len(read), duration + max(0.0, (first or 0) * unit))
-    # Of a stream alone, the picture is the first; what an AVI states then is when decoding begins.
+    # A stream alone starts at its first picture; what an AVI states for it is when decoding begins.
     alone = len(file.container.streams) == 1
     origin = None if alone or file.container.start_time is None else file.container.start_time / 1e6
     # A microsecond is the unit in which a container states its start.
@@ -269,7 +269,7 @@ def _stream_clock(file: MediaFile, shown: list[PacketMark]) -> Clock | None:
 
 
 def _without_lead(info: VideoInfo, first: int, later: Iterator[int]) -> VideoInfo:
-    """Leave out the frames before the first that can be decoded, which need frames before the recording.
+    """Leave out the first frames that cannot be decoded, as they refer to frames before the recording.
 
     Args:
         info: the video with them.
@@ -300,12 +300,12 @@ def _without_lead(info: VideoInfo, first: int, later: Iterator[int]) -> VideoInf
 
 
 def _is_bare(file: MediaFile, count: int) -> bool:
-    """Whether its frames have no times: a bare bitstream, or pictures one after the other, as bare MJPEG can be."""
+    """Whether the frames of a file have no times, as in a bare bitstream or in concatenated pictures (bare MJPEG)."""
     return bool(file.formats & BARE) or (count > 1 and any(name.endswith("_pipe") for name in file.formats))
 
 
 def _declared_rate(file: MediaFile, bare: bool) -> float:
-    """The rate the file states, 0 if none that a clip has; for a bare bitstream the one in its headers."""
+    """The frame rate that the file states, of a bare bitstream in its headers; 0 if there is none or it is absurd."""
     stream = file.stream
     if bare:
         rate = float(stream.codec_context.framerate or 0)
@@ -315,7 +315,7 @@ def _declared_rate(file: MediaFile, bare: bool) -> float:
 
 
 def _check_complete(file: MediaFile, read: int, end: float) -> None:
-    """Compare what can be read with what the container promises, as strictly as each kind of file allows."""
+    """Raise VideoError where the file holds less than its container promises."""
     stream = file.stream
     if file.formats & {"mp4", "avi"}:
         size = os.path.getsize(file.path)
@@ -339,7 +339,7 @@ def _seconds(text: str) -> float:
 
 
 def _mean_rate(times: np.ndarray, declared: float) -> float:
-    """Frames per second over `times`; the declared rate where it agrees within 1%, being free of rounding."""
+    """Frames per second over `times`; the declared rate, which has no rounding, where it agrees within 1%."""
     if len(times) < 2:
         return declared or 1.0
     measured = (len(times) - 1) / float(times[-1] - times[0])

@@ -20,7 +20,7 @@ from .picture import HD_LINES
 # Visually lossless; the same bits on every processor and in every run, which x264's default does not promise.
 _OPTIONS = {"crf": "18", "preset": "fast", "x264-params": "cpu-independent=1"}
 _SMALL_FRAME = 256 * 256
-# What players take untagged video of so many lines for; so it is converted, and says so.
+# Players take untagged video of so many lines for BT.709 or BT.601; frames are converted to it, and tagged.
 _BT709 = {"colorspace": "bt709", "color_primaries": "bt709", "color_trc": "bt709", "color_range": "tv"}
 
 
@@ -75,7 +75,7 @@ def _encode(
     time_base = 1 / rate if clock is None else Fraction(1, 90_000)
     count, tick = 0, -1
     shape: tuple[int, ...] | None = None
-    # With the protocol and from the root, so that a colon in the name is none of an address.
+    # An absolute path with its protocol, so that FFmpeg takes no colon in the name for that of an address.
     with av.open(f"file:{os.path.abspath(path)}", "w", format="mp4") as container:
         stream: Any = None
         for frame in frames:

@@ -86,8 +86,7 @@ def score_sample(sample: GroundingSample, prediction: Prediction) -> SampleScore
         shared = [frame for frame in tube if prediction.interval[0] <= frame < prediction.interval[1]]
         union = max(true[1], prediction.interval[1]) - min(true[0], prediction.interval[0])
         viou = sum_iou(sample.boxes, prediction.boxes, shared) / union
-        oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
-        gt_viou = sum_iou(sample.boxes, oracle, tube) / (true[1] - true[0])
+        gt_viou = sum_iou(sample.boxes, prediction.boxes_in_truth, tube) / (true[1] - true[0])
     return SampleScore(sample.id, tiou, viou, gt_viou, sample.sentence_type, sample.tier)
 
 

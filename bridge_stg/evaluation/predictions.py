@@ -1,4 +1,4 @@
-"""What is scored: an interval and a tube in source frames, and the JSON Lines file that holds them."""
+"""Predictions, which are what is scored: an interval and a tube in source frames; and their JSON Lines file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class _TubeEntry(Protocol):
 
 
 class _Grounding(Protocol):
-    """The part of a grounding result that is scored; any class that has it will do."""
+    """The fields of a grounding result that are scored; evaluation knows no class of the model."""
 
     @property
     def interval(self) -> tuple[float, float]: ...
@@ -99,11 +99,16 @@ class Prediction:
         if self.oracle_boxes is not None:
             object.__setattr__(self, "oracle_boxes", _check_boxes("oracle_boxes", self.oracle_boxes))
 
+    @property
+    def boxes_in_truth(self) -> Mapping[int, Box]:
+        """The boxes that gt_vIoU scores: those for the true interval where there are any, else `boxes`."""
+        return self.boxes if self.oracle_boxes is None else self.oracle_boxes
+
     @classmethod
     def from_result(cls, id: str, result: _Grounding, oracle_boxes: Mapping[int, Box] | None = None) -> Prediction:
-        """What a grounding result says: seconds become frames by its `fps`, boxes are those of its tube.
+        """Turn a grounding result into frames: its seconds by its `fps`, with the boxes of its tube.
 
-        Frames count from the first one, so that a result's `start_time` is taken off its seconds.
+        Frames count from the first one, so that a result's `start_time` is subtracted from its seconds.
         """
         begin = getattr(result, "start_time", 0.0)
         interval = (result.interval[0] - begin, result.interval[1] - begin)

@@ -1,4 +1,4 @@
-"""What a system scores without looking at the video: to be reported beside every result."""
+"""Trivial baselines: answers that are given without looking at the video, to be scored beside every result."""
 
 from __future__ import annotations
 

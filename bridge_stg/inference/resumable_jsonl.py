@@ -42,8 +42,6 @@ def check_output(out: str | os.PathLike[str]) -> Path:
         is_folder = stat.S_ISDIR(folder.stat().st_mode)
     except FileNotFoundError:
         is_folder = not folder.is_symlink()
-    except OSError as error:
-        raise unwritable(folder, error) from error
     if not is_folder:
         raise OutputError(f"{folder} cannot be written: it is there, and no folder.")
     return target

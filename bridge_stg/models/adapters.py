@@ -1,4 +1,4 @@
-"""The backbone as a part: where it comes from, LoRA and freezing, and saving what was learnt apart from it."""
+"""`BridgeSTGPreTrainedModel`: built on a pretrained backbone, adapted with LoRA or frozen, saved and loaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _PEFT_PREFIX = "base_model.model."  # what peft writes before the names of the m
 
 
 class BridgeSTGPreTrainedModel(PreTrainedModel):
-    """A model on a backbone: where the two come from, which part of them is trained, and how they are saved.
+    """Owns the backbone and the processor: builds on a checkpoint, freezes and adapts it, saves and loads the model.
 
     Args:
         config: the architecture.
@@ -48,7 +48,7 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
-    # Boxes in bf16 would be off by 0.4% of a frame; the spatial half is small beside a real backbone.
+    # In bfloat16 a box would be off by 0.4% of a frame; the spatial half is small beside a real backbone.
     _keep_in_fp32_modules_strict: list[str] = [  # noqa: RUF012 (transformers makes it the instance's)
         "semantic_bridge",
         "blind_queries",
@@ -80,10 +80,10 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         batch_vision_attention(self.backbone.model.visual)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Draw the module's own weights as its constructor does; the backbone's classes see to theirs.
+        """Initialise the module's own weights as its constructor does; the backbone's classes initialise theirs.
 
-        `transformers` calls this for what a checkpoint lacks, with the functions of `torch.nn.init` guarded: they pass
-        over what was loaded.
+        `transformers` calls this for weights that a checkpoint lacks. It patches the functions of `torch.nn.init` to
+        skip weights that were loaded.
         """
         reset: Any = getattr(module, "reset_parameters", None)
         if reset is not None:
@@ -94,10 +94,10 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
 
     @property
     def processor(self) -> BridgeSTGProcessor:
-        """The processor saved beside the weights; set it for a model that was never saved.
+        """The processor that was saved beside the weights; set it for a model that was never saved.
 
         Raises:
-            ModelError: there is none, or it is of another model.
+            ModelError: there is no processor, or it belongs to another model.
         """
         if self._processor is None:
             options = self._processor_source or {}
@@ -124,22 +124,22 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         attn_implementation: str | None = None,
         **spatial_config: Any,
     ) -> Self:
-        """A model on a pretrained video MLLM, its spatial half fresh: Qwen2.5-VL, Qwen3-VL, Qwen3-VL-MoE, any size.
+        """Build a model on a pretrained Qwen2.5-VL, Qwen3-VL or Qwen3-VL-MoE of any size, with a fresh spatial half.
 
-        The tokenizer gets the bridging tokens, the embedding rows for them (the mean of the others). The spatial half
-        stays in fp32.
+        The tokenizer gets the bridging tokens, and the embedding gets rows for them, which start near the mean of the
+        other rows. The spatial half stays in float32.
 
         Args:
             name_or_folder: a folder in the family's published format, or a name on the Hugging Face Hub. A
                 configuration of the family in place of it reads no file: the model is on the meta device, which holds
                 shapes and no numbers, and its tokenizer knows special tokens alone.
             processor: fields of `BridgeSTGProcessor` that differ from what the checkpoint says.
-            dtype: of the backbone; "auto" takes that of the checkpoint.
-            attn_implementation: of the backbone: "flash_attention_2", "sdpa" or "eager".
+            dtype: dtype of the backbone; "auto" takes that of the checkpoint.
+            attn_implementation: attention of the backbone: "flash_attention_2", "sdpa" or "eager".
             spatial_config: fields of `BridgeSTGConfig`.
 
         Raises:
-            ModelError: no such checkpoint, another family, or files are missing.
+            ModelError: there is no such checkpoint, it is of another family, or files are missing.
             ConfigError: a field is unknown or out of range.
         """
         return build_from_backbone(
@@ -159,7 +159,7 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         self.backbone.requires_grad_(False)
 
     def _forget_a_changed_backbone(self) -> None:
-        """A backbone that was trained is no longer the checkpoint it came from."""
+        """Clear the checkpoint's name if the weights have changed since: the backbone must then be saved whole."""
         if self.config.backbone_name is not None and fingerprint(self.backbone) != self.config.backbone_fingerprint:
             self.config.backbone_name = self.config.backbone_fingerprint = None
 
@@ -171,19 +171,19 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         targets: Sequence[str] = LORA_TARGETS,
         dropout: float = 0.05,
     ) -> None:
-        """Freeze the backbone and put trainable low-rank adapters (fp32, by `peft`) on linear layers of its LLM.
+        """Freeze the backbone and add trainable low-rank adapters (float32, by `peft`) to linear layers of its LLM.
 
-        The experts of a mixture are no linear layers: there the attention is adapted.
+        In a mixture of experts only the attention is adapted, because the experts are not linear layers.
 
         Args:
-            rank: of the updates.
-            alpha: scale; None takes 2 x rank.
-            targets: names of linear layers.
-            dropout: on the adapters' input.
+            rank: rank of the updates.
+            alpha: scale of the updates; None means 2 x rank.
+            targets: names of the linear layers to adapt.
+            dropout: dropout on the adapters' input in training.
 
         Raises:
             ModelError: peft is not installed, there are adapters already, no layer has one of the names, or the
-                backbone is no checkpoint that adapters could refer to.
+                backbone is not a checkpoint that adapters could refer to.
         """
         peft = _peft()
         if self.has_lora:
@@ -218,7 +218,7 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         return self._lora_settings is not None
 
     def merge_lora(self) -> None:
-        """Add the adapters into the backbone's weights and remove them; `save_pretrained` then saves a whole model."""
+        """Add the adapters to the backbone's weights and remove them; `save_pretrained` then saves the whole model."""
         from peft.tuners.lora import LoraLayer
 
         for name, module in list(self.backbone.named_modules()):
@@ -232,7 +232,7 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         """Switch the LLM's norms, rotary embedding and feed-forward to the kernels of the package liger-kernel.
 
         Raises:
-            ModelError: it is not installed or does not know the backbone.
+            ModelError: the package is not installed, or has no kernels for the backbone.
         """
         try:
             liger = importlib.import_module("liger_kernel.transformers")
@@ -247,12 +247,12 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
 
     @property
     def backbone_is_original(self) -> bool:
-        """Whether the backbone is the checkpoint it came from, LoRA aside: then only what was added needs saving."""
+        """Whether the backbone, apart from LoRA, is still its checkpoint; only what was added then needs saving."""
         trainable = (name for name, p in self.backbone.named_parameters() if p.requires_grad)
         return self.config.backbone_name is not None and all("lora_" in name for name in trainable)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save in safetensors: the whole model, or `save_adapters` where the backbone is the original one."""
+        """Save the whole model in safetensors, or call `save_adapters` if the backbone is still its checkpoint."""
         if not self.backbone_is_original:
             super().save_pretrained(save_directory, **kwargs)
         elif kwargs.get("push_to_hub"):
@@ -266,8 +266,8 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         """Save the adapters (in peft's format), the spatial half, and a reference to the backbone in place of it.
 
         Args:
-            folder: made if missing.
-            state_dict: of the whole model, gathered over ranks; None takes the model's own.
+            folder: where to save; it is created if missing.
+            state_dict: weights of the whole model, gathered over ranks; None takes the model's own.
 
         Raises:
             ModelError: the backbone itself was trained, or came from no checkpoint.
@@ -307,12 +307,12 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         config: BridgeSTGConfig | None = None,
         attn_implementation: str | None = None,
     ) -> Self:
-        """A model from a folder of `save_adapters` and its backbone.
+        """Load a model from a folder that `save_adapters` wrote, and its backbone.
 
         Args:
-            folder: what was saved.
-            backbone: where the backbone is now; None takes the name it had.
-            config: the saved configuration with settings changed.
+            folder: the folder.
+            backbone: folder or name of the backbone; None takes the one in the record.
+            config: replaces the saved configuration.
             attn_implementation: see `from_backbone`.
 
         Raises:
@@ -342,10 +342,10 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """As `PreTrainedModel.from_pretrained`; a folder of `save_adapters` loads its backbone too.
+        """Load a model as `PreTrainedModel.from_pretrained` does; a folder of adapters loads its backbone too.
 
         Raises:
-            ModelError: an option that a folder of adapters does not take, and what `load_adapters` raises.
+            ModelError: a folder of adapters does not take one of the options, or `load_adapters` fails.
         """
         folder = Path(str(pretrained_model_name_or_path)) / kwargs.get("subfolder", "")
         if not is_adapter_folder(folder):

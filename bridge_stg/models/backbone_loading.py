@@ -12,6 +12,7 @@ import torch
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from ..errors import ConfigError, ModelError
+from ..settings import check_fields
 from .backbones import BackboneFamily, family_of, fingerprint
 from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
 from .model_files import one_line, read_json
@@ -36,11 +37,13 @@ def build_from_backbone(
     spatial_config: Mapping[str, Any],
 ) -> Any:
     """See `BridgeSTGForVideoGrounding.from_backbone`."""
+    spatial_config = check_fields(spatial_config, MODEL_RULES, "from_backbone")
+    processor = check_processor_settings(processor, "from_backbone", prefix="processor.")
     count = spatial_config.get("bridge_tokens", BridgeSTGConfig.bridge_tokens)
     if isinstance(source, PreTrainedConfig):
         name = source.name_or_path or source.model_type
         settings = _sizes(source.vision_config) | {"bridge_tokens": count}
-        built = BridgeSTGProcessor(tiny_tokenizer((), bridge_tokens=count), **(settings | dict(processor)))
+        built = BridgeSTGProcessor(tiny_tokenizer((), bridge_tokens=count), **(settings | processor))
         backbone = network_on_meta(source, dtype, attn_implementation)
     else:
         folder = find_folder(source)
@@ -59,13 +62,12 @@ def build_from_backbone(
         "backbone_name": name,
         "backbone_fingerprint": mark,
     }
-    if unknown := sorted(spatial_config.keys() - MODEL_RULES.keys()):
-        raise ConfigError(f"{unknown[0]!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
-    attention = backbone.config._attn_implementation
+    attention, experts = backbone.config._attn_implementation, getattr(backbone.config, "_experts_implementation", None)
     try:
-        config = BridgeSTGConfig(backbone_config=backbone.config, **(fields | dict(spatial_config)))
-    except (TypeError, ValueError) as error:
+        config = BridgeSTGConfig(backbone_config=backbone.config, **(fields | spatial_config))
+    except ValueError as error:
         raise ConfigError(str(error)) from error
+    backbone.config._experts_implementation = experts  # which a new configuration forgets, also in those that it holds
     return assemble(model_class, config, backbone, built, attention)
 
 
@@ -78,10 +80,14 @@ def reread_backbone(
     *,
     adapters: Path,
 ) -> Any:
-    """The backbone that `adapters` were trained on, with a fresh spatial half of `config`.
+    """Load the backbone that the adapters were trained on, and build `config`'s spatial half on it, untrained.
+
+    Args:
+        record: what `save_adapters` recorded of the backbone.
+        adapters: their folder, for messages.
 
     Raises:
-        ModelError: it is another one.
+        ModelError: the folder holds another backbone.
     """
     refusal = (
         f"{adapters} adapts {record['backbone']} (fingerprint {record['fingerprint']}), "
@@ -94,7 +100,8 @@ def reread_backbone(
     backbone = read_weights(folder, family, found, record["dtype"], attn_implementation)
     if fingerprint(backbone) != record["fingerprint"]:
         raise ModelError(refusal)
-    processor = read_processor(folder, family, found, config.bridge_tokens, record["processor"])
+    settings = check_processor_settings(record["processor"], str(adapters), prefix="processor.", error=ModelError)
+    processor = read_processor(folder, family, found, config.bridge_tokens, settings)
     add_embedding_rows(backbone, int(config.bridge_token_id or 0), config.bridge_tokens)
     config.backbone_config = backbone.config
     return assemble(model_class, config, backbone, processor, backbone.config._attn_implementation)
@@ -103,7 +110,11 @@ def reread_backbone(
 def assemble(
     model_class: Any, config: BridgeSTGConfig, backbone: Any, processor: BridgeSTGProcessor, attention: str
 ) -> Any:
-    """The model around a loaded backbone. A new configuration forgets `attention`, also in those that it holds."""
+    """The model around a loaded backbone.
+
+    Args:
+        attention: name of the attention implementation, which a new configuration does not take over.
+    """
     config._attn_implementation = attention
     with torch.device("meta") if backbone.device.type == "meta" else nullcontext():
         model = model_class(config, backbone=backbone)
@@ -119,7 +130,7 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or a snapshot of the Hub's repository of that name.
 
     Raises:
-        ModelError: neither.
+        ModelError: there is neither.
     """
     folder = Path(name_or_folder)
     if not folder.is_dir():
@@ -137,10 +148,10 @@ def find_folder(name_or_folder: str | os.PathLike[str]) -> Path:
 
 
 def read_config(folder: Path) -> tuple[PreTrainedConfig, BackboneFamily]:
-    """The configuration and its family.
+    """The configuration of a backbone and its family.
 
     Raises:
-        ModelError: unreadable, or of another family.
+        ModelError: the file cannot be read, or is of another family.
     """
     family = family_of(read_json(folder / "config.json").get("model_type"), folder)
     try:
@@ -156,10 +167,10 @@ def read_weights(
     dtype: torch.dtype | str,
     attn_implementation: str | None,
 ) -> Any:
-    """The network with the weights of a folder, sharded or not.
+    """Load the network with the weights in a folder, which may be sharded.
 
     Raises:
-        ModelError: no safetensors, or they are incomplete.
+        ModelError: there are no safetensors, or they are incomplete.
     """
     options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     try:
@@ -181,10 +192,10 @@ def read_weights(
 
 
 def network_on_meta(config: Any, dtype: torch.dtype | str, attn_implementation: str | None) -> Any:
-    """The network on the meta device, in the dtype that `read_weights` would give it.
+    """Build the network on the meta device, in the dtype that `read_weights` would give it.
 
-    The package of flash attention need not be installed: sdpa, in its place, has the same shapes and keeps as much for
-    the backward pass.
+    sdpa stands in for flash attention, whose package may be missing: it has the same shapes and saves as much for the
+    backward pass.
     """
     if dtype == "auto":
         dtype = getattr(config, "dtype", None) or torch.bfloat16
@@ -197,13 +208,12 @@ def network_on_meta(config: Any, dtype: torch.dtype | str, attn_implementation: 
 def read_processor(
     folder: Path, family: BackboneFamily, config: Any, bridge_tokens: int, overrides: Mapping[str, Any]
 ) -> BridgeSTGProcessor:
-    """Our processor with a checkpoint's tokenizer, chat template, pixel statistics and patch sizes.
+    """Build our processor with a checkpoint's tokenizer, chat template, pixel statistics and patch sizes.
 
     The area of a frame is between 128 and 768 merged tokens, the bounds of Qwen's own video reader.
 
     Raises:
         ModelError: a file is missing, or its tokens do not fit the configuration.
-        ConfigError: an override is unknown.
     """
     image = _image_settings(folder)
     tokenizer = _tokenizer(folder, config, bridge_tokens)
@@ -216,9 +226,6 @@ def read_processor(
         "prompt_prefix": prefix,
         "prompt_suffix": suffix,
     }
-    known = BridgeSTGProcessor.setting_names()
-    if unknown := sorted(overrides.keys() - set(known)):
-        raise ConfigError(f"{unknown[0]!r} is no setting of the processor; there are {', '.join(known)}.")
     return BridgeSTGProcessor(tokenizer, **(settings | dict(overrides)))
 
 
@@ -291,9 +298,9 @@ def _chat_frame(folder: Path, tokenizer: Any) -> tuple[str, str]:
 
 
 def add_embedding_rows(backbone: Any, first: int, count: int) -> None:
-    """Rows `first`.. of the embedding and of the head become the mean of those before them, in place.
+    """Set `count` rows from `first` on, in embedding and head, to the mean of the rows before them.
 
-    A tiny seeded deviation keeps the bridging tokens apart. Published checkpoints have spare rows; others grow.
+    A small seeded noise keeps the bridging tokens apart. Published checkpoints have spare rows; others are enlarged.
     """
     embedding = backbone.get_input_embeddings()
     if embedding.num_embeddings < first + count:

@@ -46,10 +46,12 @@ class BackboneModel(BridgeSTGPreTrainedModel):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
-        """As `PreTrainedModel.resize_token_embeddings`, head and configuration included; all of it or nothing.
+        """Resize embedding, head and configuration as `PreTrainedModel.resize_token_embeddings` does.
+
+        If that fails, all three are as before.
 
         Raises:
-            ValueError: a number is no integer or below 1, or rows that the model reads would be cut off.
+            ValueError: a number is not an integer of at least 1, or rows that the model reads would be cut off.
             ModelError: the model has LoRA adapters, which are saved apart from a backbone that must not change.
         """
         for name, value in (("new_num_tokens", new_num_tokens), ("pad_to_multiple_of", pad_to_multiple_of)):
@@ -84,14 +86,14 @@ class BackboneModel(BridgeSTGPreTrainedModel):
             raise
 
     def _own_vocabulary(self) -> None:
-        """A backbone with other embeddings is no longer the checkpoint that it came from, and is saved whole."""
+        """Clear the checkpoint's name: a backbone with other embeddings must be saved whole."""
         if self.has_lora:
             raise ModelError("The embeddings of a model with LoRA adapters cannot change; call merge_lora() first.")
         self.config.backbone_name = self.config.backbone_fingerprint = None
 
     @property
     def input_device(self) -> torch.device:
-        """Where inputs go; not the device of the weights while accelerate offloads them."""
+        """The device that inputs must be on; while accelerate offloads the weights, it is not theirs."""
         hook = getattr(self.get_input_embeddings(), "_hf_hook", None)
         device = getattr(hook, "execution_device", None)
         return self.device if device is None else torch.device(device)
@@ -109,12 +111,12 @@ class BackboneModel(BridgeSTGPreTrainedModel):
         return range(first, first + self.config.bridge_tokens)
 
     def bridge_token_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """True at the bridging tokens, same shape as `input_ids`."""
+        """bool, True at the bridging tokens, shape of `input_ids`."""
         ids = self.bridge_token_ids
         return (input_ids >= ids.start) & (input_ids < ids.stop)
 
     def embed_text(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings `[B, L, D]`; the bridging tokens from their own parameter where the configuration has one."""
+        """Token embeddings `[B, L, D]`; those of the bridging tokens may come from a parameter of their own."""
         embeds = self.get_input_embeddings()(input_ids)
         if not self.config.separate_bridge_embeddings:
             return embeds
@@ -124,7 +126,7 @@ class BackboneModel(BridgeSTGPreTrainedModel):
         return torch.where(self.bridge_token_mask(input_ids)[..., None], bridge, embeds)
 
     def embed_prompt(self, input_ids: torch.Tensor, merged: torch.Tensor) -> torch.Tensor:
-        """Token embeddings `[B, L, D]` with the visual placeholders replaced by `merged` `[..., D]`, clip by clip."""
+        """Token embeddings `[B, L, D]` with the visual tokens `merged` `[..., D]` in place of their placeholders."""
         embeds = self.embed_text(input_ids)
         mask = (input_ids == self.config.backbone_config.video_token_id)[..., None].expand_as(embeds)
         return embeds.masked_scatter(mask, merged.to(embeds.dtype))
@@ -187,9 +189,12 @@ class BackboneModel(BridgeSTGPreTrainedModel):
     def run_language_model(
         self, inputs_embeds: torch.Tensor, *, all_states: bool = True, **kwargs: Any
     ) -> tuple[tuple[torch.Tensor, ...], Any]:
-        """Hidden states (embeddings first, the last one normalised; only that with `all_states` off) and the output.
+        """Run the LLM.
 
-        The output is the LLM's own, with `past_key_values` and, where asked for, `attentions`.
+        Returns:
+            (hidden states, output): the states start with the embeddings and end with the normalised last one, or
+            hold the last one alone if `all_states` is False; the output is the LLM's own, with `past_key_values`
+            and, where asked for, `attentions`.
         """
         output = self.backbone.model.language_model(
             inputs_embeds=inputs_embeds, output_hidden_states=all_states, **kwargs
@@ -200,12 +205,15 @@ class BackboneModel(BridgeSTGPreTrainedModel):
     def read_prompt(
         self, input_ids: torch.Tensor, clips: Sequence[Sequence[torch.Tensor]], **kwargs: Any
     ) -> tuple[tuple[torch.Tensor, ...], Any]:
-        """`run_language_model` on text and video, vision features of early layers included.
+        """Run the LLM on text and video, with the vision features that early layers of some families read.
 
         Args:
             input_ids: `[B, L]`.
             clips: `VisualTokens.tokens` of each clip.
-            kwargs: of `run_language_model`.
+            kwargs: arguments of `run_language_model`.
+
+        Returns:
+            See `run_language_model`.
         """
         merged, *deepstack = (torch.cat(level) for level in zip(*clips, strict=True))
         if deepstack:
@@ -215,7 +223,7 @@ class BackboneModel(BridgeSTGPreTrainedModel):
 
 
 def check_resident(parameter: torch.Tensor, name: str, inputs: torch.Tensor) -> None:
-    """accelerate brings a module's own parameters back for its `forward`, and `predict` is another method.
+    """Check that a parameter is not offloaded: accelerate loads it for `forward`, and not for `predict`.
 
     Raises:
         ModelError: the parameter is not in memory.
@@ -225,7 +233,7 @@ def check_resident(parameter: torch.Tensor, name: str, inputs: torch.Tensor) -> 
 
 
 def _restorer(layer: Any) -> Callable[[], None]:
-    """A function that gives an embedding or a head its present rows back; transformers resizes them in place."""
+    """A function that restores the present rows of an embedding or a head, which transformers resizes in place."""
     weight, data = layer.weight, layer.weight.data
     bias = getattr(layer, "bias", None)
     bias_data = None if bias is None else bias.data

@@ -1,4 +1,4 @@
-"""What differs between the families of backbones: classes, timestamps, vision features, masks. One class each."""
+"""The families of backbones: one class each for what differs in classes, timestamps, vision features and masks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import ModelError
 
 
 class BackboneFamily:
-    """A family of video MLLMs of `transformers`; what all of them share, with the differences as overrides.
+    """What all families share; a subclass overrides what differs in its family.
 
     Attributes:
-        model_type: of its configuration.
-        label: what people call it.
+        model_type: `model_type` of its configuration.
+        label: its name in messages.
         model_class: name of its class in `transformers.models.<model_type>`.
         timestamp_format: how the time of a temporal patch group (seconds) is written before its tokens.
         liger_patch: function of `liger_kernel.transformers` that patches an instance.
@@ -35,16 +35,16 @@ class BackboneFamily:
         return getattr(importlib.import_module(f"transformers.models.{self.model_type}"), self.model_class)
 
     def patch_order(self, frames: int, rows: int, columns: int, vision: Any) -> torch.Tensor | None:
-        """Where each merged token stands in the vision tower's own order; None when it is the processor's order."""
+        """Place of each merged token in the vision tower's output; None if that has the processor's order."""
         return None
 
     def encode(
         self, visual: nn.Module, pixel_values: torch.Tensor, grid_thw: torch.Tensor, vision: Any
     ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-        """Run the vision tower over clips of one (rows, columns).
+        """Run the vision tower over clips of one grid (rows, columns).
 
         Returns:
-            patch features before the merger `[n, merge^2, Dv]`, merged tokens `[n, D]`, and deepstack features, one
+            Patch features before the merger `[n, merge^2, Dv]`, merged tokens `[n, D]`, and deepstack features, one
             `[n, D]` per early LLM layer that they are added to; all in the processor's order.
         """
         output = visual(pixel_values.to(merger_dtype(visual)), grid_thw=grid_thw)
@@ -59,12 +59,14 @@ class BackboneFamily:
         return []
 
     def dense_mask(self, visible: torch.Tensor, attn_implementation: str, dtype: torch.dtype) -> Any:
-        """What the LLM takes as attention mask for `visible` bool `[B, 1, L, L]`: one that is added to the scores.
+        """The attention mask of the LLM for `visible` bool `[B, 1, L, L]`, as numbers that are added to the scores.
 
-        Given a bool mask, sdpa would make an additive one of its own in every layer, and keep it for the backward pass.
+        From a bool mask sdpa would make an additive one in every layer, and keep each of them for the backward pass.
 
         Args:
-            dtype: of the queries.
+            visible: True where a query sees a key.
+            attn_implementation: name of the LLM's attention.
+            dtype: dtype of the queries.
 
         Raises:
             ValueError: the attention implementation takes no dense mask.
@@ -77,7 +79,7 @@ class BackboneFamily:
 
 
 class Qwen25VL(BackboneFamily):
-    """Qwen2.5-VL: times are our ETA text; the vision tower attends in windows and orders its tokens by them."""
+    """Qwen2.5-VL: times are written by us; the vision tower attends in windows and orders its tokens by window."""
 
     model_type = "qwen2_5_vl"
     label = "Qwen2.5-VL"
@@ -104,7 +106,7 @@ class Qwen25VL(BackboneFamily):
 
 
 class Qwen3VL(BackboneFamily):
-    """Qwen3-VL: writes `<3.0 seconds>` before every group itself, and feeds vision features to early LLM layers."""
+    """Qwen3-VL: its own format writes `<3.0 seconds>` before every group; early LLM layers read vision features."""
 
     model_type = "qwen3_vl"
     label = "Qwen3-VL"
@@ -131,8 +133,11 @@ FAMILIES: dict[str, BackboneFamily] = {family.model_type: family for family in (
 def family_of(model_type: str | None, source: Any = "The backbone") -> BackboneFamily:
     """The family of a configuration's `model_type`.
 
+    Args:
+        source: what holds the configuration; begins the message.
+
     Raises:
-        ModelError: none of the supported ones.
+        ModelError: the family is not supported.
     """
     if model_type not in FAMILIES:
         labels = [family.label for family in FAMILIES.values()]
@@ -165,6 +170,6 @@ def fingerprint(backbone: Any) -> str | None:
 
 
 def merger_dtype(visual: nn.Module) -> torch.dtype:
-    """dtype of the weights of a vision tower (its own `dtype` property counts LoRA weights too)."""
+    """dtype of a vision tower's weights; its own `dtype` property would count float32 LoRA weights too."""
     patch_embed: Any = visual.patch_embed
     return patch_embed.proj.weight.dtype

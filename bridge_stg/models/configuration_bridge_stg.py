@@ -1,4 +1,4 @@
-"""`BridgeSTGConfig`: every choice of the architecture, each part switchable."""
+"""`BridgeSTGConfig`: the configuration of the architecture, in which each part can be switched."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..settings import Rule
 from .backbones import family_of
 
-_COUNT = Rule(int, least=1, most=2**20)  # a slip of the keyboard should not ask for all the memory there is
+_COUNT = Rule(int, least=1, most=2**20)  # a typing error must not ask for all the memory of the machine
 MODEL_RULES: dict[str, Rule] = {
     **dict.fromkeys(("bridge_tokens", "bridge_layers", "max_answer_tokens"), _COUNT),
     **dict.fromkeys(("decoder_dim", "decoder_heads", "decoder_ffn_dim", "score_dim"), _COUNT),
@@ -70,7 +70,7 @@ class BridgeSTGConfig(PreTrainedConfig):
         separate_bridge_embeddings: the bridging tokens have a parameter of their own instead of rows of the LLM's
             embedding, so that they learn while the backbone is frozen.
         backbone_name: name or folder of the checkpoint that the backbone came from; None for one of our own.
-        backbone_fingerprint: of its weights, see `models/backbones.py`.
+        backbone_fingerprint: fingerprint of its weights, see `models/backbones.py`.
     """
 
     model_type = "bridge_stg"
@@ -114,11 +114,11 @@ class BridgeSTGConfig(PreTrainedConfig):
 
     @classmethod
     def field_names(cls) -> list[str]:
-        """The fields that are ours and not of every configuration."""
+        """Names of the fields that are not those of every configuration."""
         return ["backbone_config", *MODEL_RULES, *_OTHER_RULES]
 
     def _refuse_misspelt(self, extra: dict[str, Any]) -> None:
-        """Fields of `transformers` and a user's own pass; one that nearly has the name of ours is a mistake."""
+        """Refuse a field whose name is nearly one of ours; others may be fields of `transformers` or of the user."""
         for name in extra:
             if near := difflib.get_close_matches(name, self.field_names(), n=1, cutoff=0.85):
                 raise ValueError(f"{name!r} is no field of BridgeSTGConfig; the nearest is {near[0]!r}.")
@@ -151,7 +151,7 @@ class BridgeSTGConfig(PreTrainedConfig):
 
     @property
     def tie_word_embeddings(self) -> bool:
-        """The backbone's."""
+        """Whether embedding and head of the backbone share their weights."""
         return bool(self.backbone_config.tie_word_embeddings)
 
     @tie_word_embeddings.setter
@@ -159,11 +159,11 @@ class BridgeSTGConfig(PreTrainedConfig):
         self.backbone_config.tie_word_embeddings = value
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
-        """Of the backbone's LLM, whose vocabulary `resize_token_embeddings` changes."""
+        """The configuration of the backbone's LLM, whose vocabulary `resize_token_embeddings` changes."""
         return self.backbone_config.get_text_config(*args, **kwargs)
 
     @property
     def bridge_layer_indices(self) -> tuple[int, ...]:
-        """LLM layers read by the bridge, 1-based in the hidden-state tuple, evenly spaced, the last included."""
+        """LLM layers that the bridge reads, as indices of the hidden-state tuple: evenly spaced, with the last."""
         layers = self.backbone_config.text_config.num_hidden_layers
         return tuple(round(layers * (i + 1) / self.bridge_layers) for i in range(self.bridge_layers))

@@ -1,4 +1,4 @@
-"""The two halves of inference on a batch: text on one KV cache, then tubes; clips may differ in length and size."""
+"""Inference on a batch: the text pass on one KV cache, then the spatial pass; clips may differ in length and size."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from .visual_tokens import VisualTokens
 def encode_clips(
     model: BridgeSTGModel, pixel_values: torch.Tensor, grid_thw: torch.Tensor
 ) -> list[tuple[list[int], VisualTokens]]:
-    """Vision tokens of clips of any size: for every (rows, columns), which clips have it and their tokens.
+    """Run the vision tower over clips of any sizes, those of one size together.
 
     Args:
-        pixel_values, grid_thw: of `BridgeSTGProcessor`.
+        pixel_values, grid_thw: what `BridgeSTGProcessor` returned.
+
+    Returns:
+        For every frame size, the places in the batch of the clips that have it, and their tokens.
     """
     grids = grid_thw.tolist()
     clips = pixel_values.split([groups * rows * columns for groups, rows, columns in grids])
@@ -43,7 +46,7 @@ def tokens_by_clip(encoded: Sequence[tuple[list[int], VisualTokens]]) -> list[li
 
 
 class CachedDecoding:
-    """One prefill, the greedy answer and the bridging forward on one KV cache; rows that end early are masked.
+    """The text pass: prefill, greedy answer and bridging tokens on one KV cache; rows that end early are masked.
 
     Args:
         model: the model.
@@ -54,8 +57,8 @@ class CachedDecoding:
     Attributes:
         mask: `[B, cached]`, 0 at what is padding in the cache.
         position: `[B]`, the next free position.
-        unread: end of the answer, which the cache does not hold yet, padded on the left, and False at the padding:
-            int64 and bool `[B, n]`; the forward of the bridging tokens reads it too.
+        unread: (tokens int64 `[B, n]`, bool `[B, n]` that is False at padding on the left): the end of the answer,
+            which the cache does not hold yet; `bridge` runs it together with the bridging tokens.
     """
 
     def __init__(
@@ -83,9 +86,13 @@ class CachedDecoding:
     def _step(
         self, ids: torch.Tensor, real: torch.Tensor, visible: torch.Tensor, *, all_states: bool = False
     ) -> tuple[torch.Tensor, ...]:
-        """Run `ids` `[B, n]` (where `real`, else padding) seeing `visible` `[B, cached or cached + n]`.
+        """Run tokens through the LLM and advance cache and positions.
 
-        Advances the positions.
+        Args:
+            ids: int64 `[B, n]`.
+            real: bool `[B, n]`, False at padding.
+            visible: `[B, cached or cached + n]`, 0 at what the tokens must not see.
+            all_states: see `run_language_model`.
         """
         steps = real.long().cumsum(-1)
         positions = self.position[:, None] + steps - real.long()
@@ -103,14 +110,14 @@ class CachedDecoding:
         return states
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
-        """`[B, V]` of the last position; an answer holds no bridging tokens."""
+        """Logits `[B, V]` of the last position, -inf for the bridging tokens, which no answer holds."""
         logits = self.model.backbone.lm_head(states[:, -1])
         bridge = self.model.bridge_token_ids
         logits[:, bridge.start : bridge.stop] = -torch.inf
         return logits
 
     def generate(self, tokenizer: Any) -> list[str]:
-        """Greedy answers. Each is closed as soon as its interval is complete; `unread` holds how it closes."""
+        """Generate greedy answers; one whose interval is complete is closed at once, and `unread` holds its closing."""
         end, pad = tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.pad_token_id
         rows = range(len(self.mask))
         said: list[list[int]] = [[] for _ in rows]
@@ -140,7 +147,7 @@ class CachedDecoding:
         return [text.strip() for text in tokenizer.batch_decode(said, skip_special_tokens=True)]
 
     def bridge(self, answer_visible: torch.Tensor) -> BridgeQueries:
-        """STSB on the states of the bridging tokens, which see the answer where `answer_visible` `[B]`."""
+        """Run the bridging tokens and apply STSB; they see the answer where `answer_visible`, bool `[B]`, is True."""
         bridge = self.model.bridge_token_ids
         ids = torch.arange(bridge.start, bridge.stop, device=self.mask.device).expand(len(self.mask), -1)
         everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -154,15 +161,15 @@ class CachedDecoding:
 
 
 class SpatialPass:
-    """The spatial half for clips of one frame size: memory and queries fixed, frames chosen per call.
+    """The spatial pass over clips of one frame size, on frames that each call chooses.
 
     Args:
         model: the model.
-        queries: of these clips.
-        memory: `[B, G, N, C]`.
-        visual: where it came from.
+        queries: bridging queries of these clips.
+        memory: `[B, G, N, C]`, see `BridgeSTGModel.visual_memory`.
+        visual: the visual tokens that the memory was made of.
         times: `[B, T]`, seconds.
-        lengths: frames of each clip.
+        lengths: number of frames of each clip.
     """
 
     def __init__(
@@ -182,7 +189,7 @@ class SpatialPass:
         self.grid = (visual.grid[0] // scale, visual.grid[1] // scale)
 
     def _localise(self, frames: torch.Tensor) -> Localisation:
-        """The same frames as the last time, such as a whole clip for its presence and then its boxes, cost nothing."""
+        """Localise frames, or return the last result if they are the same again, as for presence and then boxes."""
         if self._located is None or not torch.equal(frames, self._located[0]):
             index = frames.to(self.memory.device)
             self._located = (
@@ -192,7 +199,11 @@ class SpatialPass:
         return self._located[1]
 
     def presence(self) -> tuple[list[np.ndarray], torch.Tensor]:
-        """Presence `[T]` by each clip's best hypothesis (highest mean presence), and which one it is `[B]`."""
+        """Presence over each clip by its best hypothesis, the one with the highest mean presence.
+
+        Returns:
+            (B arrays `[T]` in [0, 1], int64 `[B]` numbers of the hypotheses).
+        """
         frames = torch.arange(max(self.lengths)).expand(len(self.memory), -1)
         real = frames < torch.tensor(self.lengths)[:, None]
         presence = self._localise(frames.where(real, -1)).tubes.presence[-1].float().sigmoid()  # [B, T, M]
@@ -202,7 +213,15 @@ class SpatialPass:
         return [curve[:length] for curve, length in zip(chosen, self.lengths, strict=True)], best
 
     def boxes(self, chosen: Sequence[np.ndarray], best: torch.Tensor) -> tuple[list[np.ndarray], list[Any]]:
-        """xyxy boxes in [0, 1] and kept tokens at the chosen frames of every clip."""
+        """Boxes and kept tokens at chosen frames of every clip.
+
+        Args:
+            chosen: positions of frames, an int64 array a clip.
+            best: int64 `[B]`, the hypothesis of each clip.
+
+        Returns:
+            (B arrays `[n, 4]` xyxy in [0, 1], B lists of n pairs (row-major token index, score)).
+        """
         width = max(len(frames) for frames in chosen)
         index = torch.full((len(chosen), width), -1)
         for row, frames in zip(index, chosen, strict=True):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, ModelError
+from ..settings import check_fields
 from .adapters import is_adapter_folder
 from .configuration_bridge_stg import MODEL_RULES, BridgeSTGConfig
 from .grounding import BridgeSTGForVideoGrounding
@@ -17,18 +18,18 @@ from .saved_folder import read_saved_config, read_saved_processor
 
 
 def shipped_model() -> Path:
-    """Folder of the tiny checkpoint that comes with the package."""
+    """The folder of the tiny checkpoint that comes with the package."""
     return Path(str(resources.files("bridge_stg") / "assets" / "tiny"))
 
 
 def load_model(
     folder: str | os.PathLike[str] | None = None, settings: Mapping[str, Any] | None = None
 ) -> BridgeSTGForVideoGrounding:
-    """A model with its processor, ready to ground.
+    """Load a model with its processor, ready to ground.
 
     Args:
-        folder: saved by `save_pretrained`, whole or as adapters; None takes the shipped tiny checkpoint.
-        settings: fields of `BridgeSTGConfig` to switch at inference, such as {"keep": 1.0, "gate": False}.
+        folder: a folder that `save_pretrained` wrote, with a whole model or adapters; None takes the shipped model.
+        settings: fields of `BridgeSTGConfig` to change at inference, such as {"keep": 1.0, "gate": False}.
 
     Raises:
         ModelError: the folder is missing, incomplete or of another kind.
@@ -69,16 +70,14 @@ def apply_settings(config: BridgeSTGConfig, settings: Mapping[str, Any]) -> None
     """Set fields of a configuration, in place.
 
     Raises:
-        ConfigError: an unknown field, a value out of range, or another number of heads than was trained.
+        ConfigError: a field is unknown, a value is out of range, or the number of heads is not the trained one.
     """
     trained_heads = config.decoder_heads
-    for key, value in settings.items():
-        if key not in MODEL_RULES:
-            raise ConfigError(f"{key!r} is not a setting of the model; the settings are in BridgeSTGConfig.")
+    for key, value in check_fields(settings, MODEL_RULES, "settings").items():
         setattr(config, key, value)
     try:
         config.check()
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(str(error)) from error
     if (heads := config.decoder_heads) != trained_heads:  # they fit the weights, and make another model of them
         raise ConfigError(f"decoder_heads cannot be switched: the weights know {trained_heads}, got {heads}.")

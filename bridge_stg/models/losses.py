@@ -1,4 +1,4 @@
-"""The losses of Bridge-STG. A loss whose label is absent is absent, never zero-filled."""
+"""The losses of Bridge-STG and the matcher. A term without labels is left out, and not counted as zero."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from .outputs import BridgeSTGOutput
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of every term; our choices, after TubeDETR and STCAT where they overlap.
+    """The weight of every term: our choices, taken from TubeDETR and STCAT where they have the same term.
 
-    `auxiliary` is no term: it is the weight of the earlier decoder layers beside the last one's 1.
+    `auxiliary` is not the weight of a term, but of the earlier decoder layers; the last layer has weight 1.
     """
 
     language: float = field(default=1.0, metadata=limit(least=0))
@@ -37,7 +37,7 @@ class LossWeights:
 
 @dataclass(frozen=True)
 class GroundingTargets:
-    """Labels of a batch. B clips, T frames the MLLM sees, S frames the spatial decoder sees.
+    """Labels of a batch of B clips, with T frames that the MLLM sees and S that the spatial decoder sees.
 
     Attributes:
         boxes: `[B, S, 4]` cxcywh in [0, 1].
@@ -57,17 +57,17 @@ class GroundingTargets:
 
 
 Sums = dict[str, list[tuple[torch.Tensor, str]]]
-"""By term, sums over this process's batch, each with the name of the count in `LabelCounts` that divides it.
+"""Sums over this rank's batch by term, each with the name of the count in `LabelCounts` that divides it.
 
-A sum depends on the outputs also where nothing counts, so that every process has the same gradients to reduce.
+A sum depends on the outputs even if it has no label, so that every rank has the same gradients to reduce.
 """
 
 
 class LabelCounts(NamedTuple):
-    """How many labels of each kind there are, over the batches that are to count as one.
+    """How many labels of each kind there are in all the batches that are averaged together.
 
     Attributes:
-        answer_tokens: with a language-model label.
+        answer_tokens: tokens with a language-model label.
         timed_frames: frames of clips with an interval.
         contrasted_clips: clips with frames inside their event and outside.
         tokens_inside, tokens_outside: memory tokens in and out of the box, on frames with a box.
@@ -87,10 +87,10 @@ class LabelCounts(NamedTuple):
 def count_labels(
     targets: GroundingTargets, answer_tokens: torch.Tensor, frame_mask: torch.Tensor | None, centres: torch.Tensor
 ) -> torch.Tensor:
-    """The fields of `LabelCounts` for one batch, float32 `[7]`, on the device of the targets.
+    """Count the labels of one batch: the fields of `LabelCounts`, float32 `[7]`, on the device of the targets.
 
     Args:
-        answer_tokens: int64 scalar, labels of the language model.
+        answer_tokens: int64 scalar, number of labels of the language model.
         frame_mask: bool `[B, T]`, False at the padding of shorter clips; None without padding.
         centres: `[N, 2]`, (x, y) of the memory's tokens in [0, 1].
     """
@@ -110,10 +110,10 @@ def count_labels(
 def grounding_losses(
     output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool
 ) -> dict[str, torch.Tensor]:
-    """Every term that has a label, unweighted, by name as in `LossWeights.terms`; means over this batch.
+    """The mean over this batch of every term that has a label, without weights, by name as in `LossWeights.terms`.
 
     Args:
-        match_one: False supervises all tube hypotheses; True only that of least total cost per clip.
+        match_one: False supervises all tube hypotheses; True only the one of least total cost in each clip.
     """
     answers = torch.tensor(0 if output.answer_targets is None else len(output.answer_targets))
     centres = torch.empty(0, 2) if output.token_centres is None else output.token_centres
@@ -127,16 +127,16 @@ def grounding_loss(
     weights: LossWeights | None = None,
     match_one: bool = False,
 ) -> torch.Tensor | None:
-    """The weighted sum of `grounding_losses`; what `BridgeSTGForVideoGrounding.forward` returns as `loss`.
+    """The weighted sum of `grounding_losses`, which `BridgeSTGForVideoGrounding.forward` returns as `loss`.
 
-    `model.loss_function = functools.partial(grounding_loss, match_one=True)` changes it.
+    Assign `model.loss_function = functools.partial(grounding_loss, match_one=True)` to change it.
 
     Args:
-        targets: None where only the answer has labels.
+        targets: None if only the answer has labels.
         weights: None takes the defaults.
 
     Returns:
-        scalar; None where the batch has no label.
+        A scalar; None if the batch has no label.
     """
     weights = weights or LossWeights()
     if targets is not None:
@@ -150,24 +150,24 @@ def grounding_loss(
     return torch.stack([getattr(weights, name) * value for name, value in losses.items()]).sum()
 
 
-def mean_losses(sums: Sums, counts: LabelCounts, share: float = 1.0) -> dict[str, torch.Tensor]:
-    """Sums over counts; a term that counts nothing is left out.
+def mean_losses(sums: Sums, counts: LabelCounts, batches: int = 1) -> dict[str, torch.Tensor]:
+    """Divide sums by counts; a term without labels is left out.
 
     Args:
-        counts: of all batches of the step, over all processes.
-        share: one over the part that the mean of the losses over these batches gives each of them: with it, that mean
-            is the mean over all their samples, whatever each batch holds.
+        counts: label counts of all batches of the step, over all ranks.
+        batches: number of these batches. The trainer averages the losses of the batches with equal weights; with this
+            factor the average is the mean over all labels, however they are spread over the batches.
     """
     losses = {}
     for name, parts in sums.items():
-        found = [share * total / getattr(counts, count) for total, count in parts if getattr(counts, count) > 0]
+        found = [batches * total / getattr(counts, count) for total, count in parts if getattr(counts, count) > 0]
         if found:
             losses[name] = torch.stack(found).sum()
     return losses
 
 
 def loss_sums(output: BridgeSTGOutput, targets: GroundingTargets, weights: LossWeights, *, match_one: bool) -> Sums:
-    """The terms before they are divided; arguments as in `grounding_losses`."""
+    """The sums of all terms, before they are divided; arguments as in `grounding_losses`."""
     sums: Sums = {}
     if output.answer_logits is not None and output.answer_targets is not None:
         total = F.cross_entropy(output.answer_logits.float(), output.answer_targets, reduction="sum")
@@ -190,20 +190,20 @@ def loss_sums(output: BridgeSTGOutput, targets: GroundingTargets, weights: LossW
 
 
 def _timed(targets: GroundingTargets, frame_mask: torch.Tensor | None) -> torch.Tensor:
-    """bool `[B, T]`, frames that are known to be inside the event or outside."""
+    """Frames that are known to be inside the event or outside, bool `[B, T]`."""
     timed = targets.has_interval[:, None].expand_as(targets.inside)
     return timed if frame_mask is None else timed & frame_mask
 
 
 def _contrasted(targets: GroundingTargets, frame_mask: torch.Tensor | None) -> torch.Tensor:
-    """bool `[B, T]`, frames inside the event of clips that have frames outside it too."""
+    """Frames inside the event of clips that also have frames outside it, bool `[B, T]`."""
     inside = _timed(targets, frame_mask) & targets.inside
     everywhere = inside if frame_mask is None else inside | ~frame_mask
     return inside & ~everywhere.all(-1, keepdim=True)
 
 
 def _in_box(targets: GroundingTargets, centres: torch.Tensor) -> torch.Tensor:
-    """bool `[B, S, N]`, tokens whose centre is in the box of their frame; none where there is no box."""
+    """Tokens whose centre is in the box of their frame, bool `[B, S, N]`; all False for a frame without a box."""
     box = cxcywh_to_xyxy(targets.boxes)[:, :, None]  # [B, S, 1, 4]
     inside = ((centres >= box[..., :2]) & (centres < box[..., 2:])).all(-1)
     return inside & targets.has_box[..., None]
@@ -212,7 +212,9 @@ def _in_box(targets: GroundingTargets, centres: torch.Tensor) -> torch.Tensor:
 def _token_sums(
     scores: torch.Tensor, centres: torch.Tensor, targets: GroundingTargets
 ) -> list[tuple[torch.Tensor, str]]:
-    """BCE 'is this token's centre inside the box?' on the pruning score, positives and negatives weighted evenly.
+    """Binary cross-entropy of the pruning scores against "is the token's centre inside the box?".
+
+    Tokens inside and outside weigh the same as a whole.
 
     Args:
         scores: `[B, S, N]`.

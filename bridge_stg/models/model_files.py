@@ -1,4 +1,4 @@
-"""The files of saved models and processors: read with one reason for each fault, and written whole."""
+"""Reading and writing the files of saved models and processors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PREFIXES = ("processor", "tokenizer", "special_tokens", "added_tokens", "chat_t
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         ModelError: the file is missing, or holds no JSON object.
@@ -34,16 +34,16 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: BaseException, longest: int = 300) -> str:
-    """The message of an error as one line without a full stop, cut off behind `longest` characters."""
+    """The message of an error as one line without a full stop, cut after `longest` characters."""
     text = str(error).encode("utf-8", "backslashreplace").decode()  # half a surrogate pair cannot be printed
     text = " ".join(text.split()).rstrip(".") or type(error).__name__
     return text if len(text) <= longest else text[:longest] + "..."
 
 
 def save_whole(save: Callable[[str], Any], folder: str | os.PathLike[str]) -> list[str]:
-    """Have `save` write files into a folder of its own, then rename each into `folder`, processor_config.json last.
+    """Let `save` write files into a temporary folder, then rename each into `folder`, processor_config.json last.
 
-    A folder that holds processor_config.json so holds the rest, whole.
+    A folder that holds processor_config.json therefore holds the other files, and all of them whole.
 
     Returns:
         The paths written.
@@ -72,7 +72,7 @@ def save_whole(save: Callable[[str], Any], folder: str | os.PathLike[str]) -> li
 
 
 def unreadable(name_or_folder: str | os.PathLike[str], error: Exception) -> ModelError:
-    """The sentence for a processor that could not be loaded: it names the file that is torn, where one is."""
+    """The error for a processor that could not be loaded; if a file of it is torn, it names the file."""
     folder = Path(name_or_folder)
     if not folder.exists():
         return ModelError(
@@ -91,7 +91,7 @@ def unreadable(name_or_folder: str | os.PathLike[str], error: Exception) -> Mode
 
 
 def check_template(folder: str | os.PathLike[str]) -> None:
-    """Raise ModelError where the chat template of a folder was cut off."""
+    """Raise ModelError if the chat template of a folder was cut off."""
     from jinja2 import Environment, TemplateSyntaxError
 
     path = Path(folder) / _TEMPLATE_FILE
@@ -103,7 +103,9 @@ def check_template(folder: str | os.PathLike[str]) -> None:
         torn = None if text.strip() else "it is empty"
     except (OSError, UnicodeDecodeError) as error:
         torn = one_line(error)
-    except TemplateSyntaxError as error:  # tags that transformers adds are unknown here, and no sign of a torn file
+    except (
+        TemplateSyntaxError
+    ) as error:  # tags that transformers adds are unknown to jinja, so only a missing end shows a torn file
         torn = one_line(error) if "nexpected end" in str(error) else None
     if torn is not None:
         raise ModelError(f"{path} cannot be read, as if it had been cut off: {torn}.")

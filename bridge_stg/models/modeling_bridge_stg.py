@@ -18,7 +18,7 @@ from .backbone_model import BackboneModel, check_resident
 from .configuration_bridge_stg import BridgeSTGConfig
 from .losses import GroundingTargets, grounding_loss
 from .outputs import BridgeSTGOutput, Localisation
-from .visual_tokens import VisualTokens, pad_groups, patch_centres
+from .visual_tokens import VisualTokens, frame_mask, pad_groups, patch_centres
 
 
 class BridgeSTGModel(BackboneModel):
@@ -67,7 +67,7 @@ class BridgeSTGModel(BackboneModel):
         self.post_init()
 
     def reset_parameters(self) -> None:
-        """Draw the parameters that belong to no part."""
+        """Initialise the parameters that belong to no part."""
         if self.config.separate_bridge_embeddings:
             nn.init.zeros_(self.bridge_embeddings)
         if not self.config.semantic_bridge:
@@ -80,11 +80,14 @@ class BridgeSTGModel(BackboneModel):
         return self.memory_projection.weight.dtype
 
     def bridge_queries(self, hidden_states: tuple[torch.Tensor, ...], where: torch.Tensor) -> BridgeQueries:
-        """STSB over the states at the bridging tokens.
+        """Apply STSB to the LLM's states at the bridging tokens.
 
         Args:
-            hidden_states: of `run_language_model`, each `[B, L, D]`.
+            hidden_states: states from `run_language_model`, each `[B, L, D]`.
             where: `[B, L]` bool with M True entries a row.
+
+        Raises:
+            ValueError: a row of `where` has another number of bridging tokens.
         """
         batch = where.shape[0]
         if not self.config.semantic_bridge:
@@ -101,7 +104,7 @@ class BridgeSTGModel(BackboneModel):
         return self.semantic_bridge(states)
 
     def visual_memory(self, visual: VisualTokens, lm_states: torch.Tensor | None) -> torch.Tensor:
-        """Memory `[B, G, N, C]`: projected visual tokens, position, and LLM states `[B, G, n, D]` where configured."""
+        """Memory `[B, G, N, C]` of projected visual tokens, positions, and `lm_states` `[B, G, n, D]` if configured."""
         features = visual.merged if self.config.memory_features == "merged" else visual.patches
         memory = self.memory_projection(self.memory_norm(features.to(self.spatial_dtype)))
         centres = self.memory_centres(visual.grid, memory.device)
@@ -113,7 +116,7 @@ class BridgeSTGModel(BackboneModel):
         return memory
 
     def memory_centres(self, grid: tuple[int, int], device: torch.device) -> torch.Tensor:
-        """(x, y) of every memory token of a frame of (rows, columns) patches, `[N, 2]` in [0, 1]."""
+        """Centre (x, y) of every memory token of a frame of (rows, columns) patches, `[N, 2]` in [0, 1]."""
         merge = self.config.backbone_config.vision_config.spatial_merge_size
         centres = patch_centres(*grid, merge).to(device)
         return centres.unflatten(0, (-1, merge * merge)).mean(1) if self.config.memory_features == "merged" else centres
@@ -126,23 +129,23 @@ class BridgeSTGModel(BackboneModel):
         frame_index: torch.Tensor,
         frame_times: torch.Tensor,
     ) -> Localisation:
-        """QGSL on chosen frames: prune their tokens, decode boxes and presence.
+        """Apply QGSL to chosen frames: prune their tokens, then decode boxes and presence.
 
         Args:
-            queries: of `bridge_queries`.
+            queries: what `bridge_queries` returned.
             memory: `[B, G, N, C]`.
-            centres: `[N, 2]`.
+            centres: `[N, 2]`, see `memory_centres`.
             frame_index: int64 `[B, S]`, frames of the clip; -1 is padding.
             frame_times: `[B, T]`, seconds.
         """
         group_size = self.config.backbone_config.vision_config.temporal_patch_size
         batch, frames = frame_index.shape
-        frame_mask = frame_index >= 0
+        real = frame_index >= 0
         safe = frame_index.clamp(min=0)
         rows = torch.arange(batch, device=memory.device)[:, None]
         tokens = memory[rows, safe // group_size] + self.memory_phase(safe % group_size)[:, :, None]  # [B, S, N, C]
         times = frame_times.gather(1, safe)
-        mask = None if bool(frame_mask.all()) else frame_mask
+        mask = None if bool(real.all()) else real
         if not self.config.pruning:
             tubes = self.spatial_decoder(queries.interactive, tokens, times, frame_mask=mask)
             return Localisation(tubes, None, None, None)
@@ -163,14 +166,23 @@ class BridgeSTGModel(BackboneModel):
         return Localisation(tubes, scores, pruned.index.unflatten(0, shape), pruned.score.unflatten(0, shape))
 
     def relevance_logits(self, group_states: torch.Tensor, group_ends: torch.Tensor) -> torch.Tensor:
-        """Dense alignment `[B, T]` from the LLM states of each group `[B, G, n, D]` and at its end `[B, G, D]`."""
+        """Logits of dense alignment `[B, T]`.
+
+        Args:
+            group_states: `[B, G, n, D]`, LLM states at the visual tokens of each group.
+            group_ends: `[B, G, D]`, LLM states at the end of each group.
+        """
         pooled = torch.cat([group_states.mean(2), group_ends], dim=-1)
         return self.dense_alignment(pooled.to(self.spatial_dtype)).flatten(1)
 
     def group_states(
         self, input_ids: torch.Tensor, states: torch.Tensor, visual: VisualTokens
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """LLM states at the visual tokens `[B, G, n, D]` and at each group's `<|vision_end|>` `[B, G, D]`."""
+        """LLM states at the visual tokens `[B, G, n, D]` and at each group's `<|vision_end|>` `[B, G, D]`.
+
+        Raises:
+            ValueError: `input_ids` has another number of video tokens than there are visual tokens.
+        """
         backbone = self.config.backbone_config
         inside = states[input_ids == backbone.video_token_id]
         if len(inside) != (wanted := sum(visual.groups) * visual.merged.shape[2]):
@@ -189,7 +201,7 @@ class BridgeSTGModel(BackboneModel):
         frame_index: torch.Tensor,
         frame_times: torch.Tensor,
     ) -> BridgeSTGOutput:
-        """The spatial half of `forward`."""
+        """Run the spatial half of `forward`."""
         group_states, group_ends = self.group_states(input_ids, hidden_states[-1], visual)
         memory = self.visual_memory(visual, group_states)
         centres = self.memory_centres(visual.grid, memory.device)
@@ -201,7 +213,7 @@ class BridgeSTGModel(BackboneModel):
             presence=located.tubes.presence,
             token_scores=located.token_scores,
             token_centres=centres,
-            frame_mask=visual.frame_mask(group_size),
+            frame_mask=frame_mask(visual.groups, group_size, memory.device),
         )
         if self.config.dense_alignment:
             output.relevance = self.relevance_logits(group_states, group_ends)
@@ -229,7 +241,7 @@ class BridgeSTGModel(BackboneModel):
         output_hidden_states: bool | int | Sequence[int] | None = None,
         output_attentions: bool | None = None,
     ) -> BridgeSTGOutput:
-        """One teacher-forced pass: text, video, answer and bridging tokens in, everything the losses need out.
+        """Run one teacher-forced pass over text, video, answer and bridging tokens; return all that the losses need.
 
         With labels in `labels`, `targets` or both, `loss` is `self.loss_function(output, targets)`: `grounding_loss`
         with its default weights, until another function is assigned.
@@ -238,16 +250,17 @@ class BridgeSTGModel(BackboneModel):
             input_ids: int64 `[B, L]`, ending in M bridging tokens a row (right padding).
             attention_mask: `[B, L]`.
             pixel_values, video_grid_thw: see `encode_video`.
-            frame_times: `[B, T]` seconds of the frames the MLLM sees; anything behind the last of a shorter clip.
-            frame_index: int64 `[B, S]` frames the spatial decoder sees; -1 is padding.
-            labels: `[B, L]`, -100 where no loss; None for no language-model loss.
+            frame_times: `[B, T]`, seconds of the frames that the MLLM sees; values behind a shorter clip are ignored.
+            frame_index: int64 `[B, S]`, frames that the spatial decoder sees; -1 is padding.
+            labels: `[B, L]`, -100 where there is no loss; None for no language-model loss.
             hidden_answer: bool `[B, L]`, tokens the bridging tokens must not see (answer dropout). Needs an attention
                 implementation that takes a dense mask (sdpa or eager).
             targets: true times and boxes, `GroundingTargets` or its fields in a dict; None for the answer's loss alone.
             return_loss: False leaves `loss` out, for a caller that computes its own.
-            output_hidden_states: whether to return those of the LLM, or which; None takes the configuration's choice.
-            output_attentions: whether to return the LLM's; as in transformers, only the attention implementation
-                "eager" has any.
+            output_hidden_states: whether to return the LLM's hidden states, or which of them; None takes the
+                configuration's choice.
+            output_attentions: whether to return the LLM's attentions; as in transformers, only the attention
+                implementation "eager" has any.
 
         Raises:
             ValueError: the clips differ in rows or columns, `input_ids` lacks bridging tokens in a row or a token for
@@ -294,7 +307,7 @@ def _bridge_mask(attention_mask: torch.Tensor, bridge: torch.Tensor, hidden: tor
 
 
 def _chosen_states(states: tuple[torch.Tensor, ...], choice: bool | int | Sequence[int]) -> Any:
-    """All for True, None for False; else the tuple with None in place of those that were not asked for."""
+    """Select hidden states: all for True, None for False; for indices, a tuple with None in the other places."""
     if isinstance(choice, bool):
         return states if choice else None
     wanted = {i % len(states) for i in ([choice] if isinstance(choice, int) else choice) if abs(i) <= len(states)}
@@ -302,7 +315,7 @@ def _chosen_states(states: tuple[torch.Tensor, ...], choice: bool | int | Sequen
 
 
 class _SmallEmbedding(nn.Embedding):
-    """An embedding that starts near zero: what it tells apart is nearly the same at first."""
+    """An embedding that starts near zero, so that its rows differ little at first."""
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.weight, std=0.02)

@@ -1,4 +1,4 @@
-"""What the model's forward passes return."""
+"""The outputs of the model's forward passes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..modules.spatial_decoder import DecodedTubes
 
 
 class Localisation(NamedTuple):
-    """What the spatial half returns for S frames.
+    """The output of the spatial half for S frames.
 
     Attributes:
         tubes: boxes and presence of every decoder layer.
@@ -29,7 +29,7 @@ class Localisation(NamedTuple):
 
 @dataclass
 class BridgeSTGOutput(ModelOutput):
-    """Outputs of a teacher-forced pass. B clips, T frames, G temporal groups, S spatial frames, M hypotheses, L layers.
+    """The output of a teacher-forced pass over B clips of T frames, with S spatial frames, M hypotheses and L layers.
 
     Attributes:
         loss: scalar, the weighted sum of all terms that have a label; None without one.

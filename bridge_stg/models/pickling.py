@@ -1,4 +1,4 @@
-"""Pickling a model that has run: without the closures by which `transformers` records hidden states."""
+"""Pickling a model that has run, without the closures by which `transformers` records hidden states."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _INSTALLED = "_output_capturing_hooks_installed"
 
 
 def without_recorders(module: nn.Module, made: dict[int, nn.Module] | None = None) -> nn.Module:
-    """A copy of the module tree that shares all tensors and lacks these hooks; they come back with the next pass.
+    """Copy a module tree without these hooks; the copy shares all tensors, and the next pass sets the hooks again.
 
     Args:
-        made: copies so far, by the id of their original: a module that stands in two places stays one.
+        made: copies so far by the id of their original, so that a module in two places stays one.
     """
     made = {} if made is None else made
     if id(module) not in made:
@@ -26,7 +26,7 @@ def without_recorders(module: nn.Module, made: dict[int, nn.Module] | None = Non
 
 
 def state_without_recorders(state: dict[str, Any], made: dict[int, nn.Module] | None = None) -> dict[str, Any]:
-    """`module.__dict__` with such copies of its children."""
+    """The given `module.__dict__` without these hooks and with such copies of its children."""
     made = {} if made is None else made
     every = state["_forward_hooks"]
     hooks = {key: hook for key, hook in every.items() if getattr(hook, "__module__", None) != _RECORDER}

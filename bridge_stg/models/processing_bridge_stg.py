@@ -1,4 +1,4 @@
-"""`BridgeSTGProcessor`: frames, times and a sentence to model inputs; the answer text and back."""
+"""`BridgeSTGProcessor` makes model inputs of frames, times and a sentence; the text of answers is written and read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..settings import show
 from .model_files import PROCESSOR_FILE, check_template, save_whole, unreadable
 from .processor_settings import PROCESSOR_RULES, check_processor_settings, is_slip
 
-# What `transformers` writes into processor_config.json beside the constructor's arguments.
+# Fields that `transformers` writes into processor_config.json beside the constructor's arguments.
 _FOREIGN = ("processor_class", "auto_map", "chat_template", "transformers_version", "tokenizer", "audio_tokenizer")
 _LATER = ("prompt_prefix", "prompt_suffix")  # files of the first versions lack them
 _VISION_TOKENS = ("<|vision_start|>", "<|video_pad|>", "<|vision_end|>")
@@ -35,7 +35,7 @@ def answer_text(interval: tuple[float, float]) -> str:
 
 
 def parse_answer(text: str, duration: float) -> tuple[float, float] | None:
-    """(start, end) in seconds, the end clamped to `duration`; None when the text holds no readable interval."""
+    """Read (start, end) in seconds, the end clamped to `duration`; None if the text holds no interval."""
     if (match := _ANSWER.search(text)) is None:
         return None
     start, end = float(match[1]), min(float(match[2]), duration)
@@ -43,32 +43,33 @@ def parse_answer(text: str, duration: float) -> tuple[float, float] | None:
 
 
 def rest_of_answer(text: str) -> str | None:
-    """How an answer ends that has come as far as `text`; None while its two times, of one decimal, are not there."""
+    """The rest of an answer that begins with `text`; None until both its times, with one decimal, are in the text."""
     return " s." if _BOTH_TIMES.search(text) else None
 
 
 class BridgeSTGProcessor(ProcessorMixin):
-    """Text and pixels for `BridgeSTGForVideoGrounding`.
+    """Makes the inputs of `BridgeSTGForVideoGrounding`: token ids and pixels.
 
     The sentence comes before the video, each temporal patch group is preceded by its time as text, the answer reads
     `From 3.0 s to 7.5 s.`, and the bridging tokens close the sequence.
 
     Args:
-        tokenizer: with the tokens `<|bridge_0|>`.. `<|bridge_{M-1}|>`, the chat and the vision tokens of Qwen2.5-VL.
-        patch_size, temporal_patch_size, merge_size: of the vision tower.
+        tokenizer: a tokenizer that has the tokens `<|bridge_0|>`.. `<|bridge_{M-1}|>`, and the chat and vision tokens
+            of Qwen2.5-VL.
+        patch_size, temporal_patch_size, merge_size: sizes of the vision tower's patches.
         min_pixels, max_pixels: area budget of a resized frame.
         image_mean, image_std: per channel, for pixels in [0, 1].
-        fps: frames a second the MLLM sees.
-        max_frames: bound of their number; longer clips are thinned evenly.
-        bridge_tokens: M.
+        fps: frames a second that the MLLM sees.
+        max_frames: most frames that it sees; longer clips are thinned evenly.
+        bridge_tokens: M, number of bridging tokens.
         timestamp_format: format string of a group's time in seconds; "" leaves timestamps out.
         prompt_prefix, prompt_suffix: what the chat template writes around the user's turn.
 
-    Threads may share one: what a call does to text and pixels depends on its arguments alone, whatever padding or
-    truncation another thread asks of the tokenizer.
+    Threads may share a processor: a call depends on its arguments alone, whatever padding or truncation another thread
+    sets on the tokenizer.
 
     Raises:
-        ConfigError: a setting of the wrong type or range.
+        ConfigError: a setting is of the wrong type or out of range.
     """
 
     attributes: ClassVar[list[str]] = ["tokenizer"]
@@ -110,21 +111,16 @@ class BridgeSTGProcessor(ProcessorMixin):
             setattr(self, name, value)
         super().__init__(tokenizer, **kwargs)
 
-    @classmethod
-    def setting_names(cls) -> list[str]:
-        """The constructor's arguments, the tokenizer aside."""
-        return list(PROCESSOR_RULES)
-
     def settings(self) -> dict[str, Any]:
-        """What `BridgeSTGProcessor(tokenizer, **settings)` takes to build this processor again."""
-        return {name: getattr(self, name) for name in self.setting_names()}
+        """The arguments with which `BridgeSTGProcessor(tokenizer, **settings)` builds this processor again."""
+        return {name: getattr(self, name) for name in PROCESSOR_RULES}
 
     # Files -----------------------------------------------------------------------------------------------------
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any
     ) -> list[str]:
-        """As in `transformers`; each file appears whole or not at all, processor_config.json last.
+        """Save as in `transformers`; each file appears whole or not at all, processor_config.json last.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -136,12 +132,12 @@ class BridgeSTGProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As in `transformers`.
+        """Load as in `transformers`.
 
         Raises:
-            ModelError: a file is missing or torn, a field is missing, unknown, or of the wrong type or range, or the
-                tokenizer lacks a token.
-            ConfigError: a field given here is.
+            ModelError: a file is missing or torn, a field in it is missing, unknown, or of the wrong type or range, or
+                the tokenizer lacks a token.
+            ConfigError: a field among the arguments is unknown, or of the wrong type or range.
         """
         check_processor_settings({name: kwargs[name] for name in kwargs if name in PROCESSOR_RULES or is_slip(name)})
         try:
@@ -157,7 +153,7 @@ class BridgeSTGProcessor(ProcessorMixin):
 
     @classmethod
     def get_processor_dict(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """As in `transformers`, with every field checked.
+        """Read the settings as in `transformers`, and check every field.
 
         Raises:
             ModelError: see `from_pretrained`.
@@ -168,12 +164,12 @@ class BridgeSTGProcessor(ProcessorMixin):
             raise ModelError(f"{pretrained_model_name_or_path} is incomplete: it has no {PROCESSOR_FILE}.")
         own = {name: value for name, value in values.items() if name not in _FOREIGN}
         checked = check_processor_settings(own, place, error=ModelError)
-        if missing := [name for name in cls.setting_names() if name not in own and name not in _LATER]:
+        if missing := [name for name in PROCESSOR_RULES if name not in own and name not in _LATER]:
             raise ModelError(f"{place} is incomplete: it must have {missing[0]}, {PROCESSOR_RULES[missing[0]]}.")
         return values | checked, rest
 
     def check_tokens(self, place: str) -> None:
-        """Raise ModelError, which names `place`, where the tokenizer lacks a token that sequences are made of."""
+        """Raise ModelError, which names `place`, if the tokenizer lacks a token that the model's inputs need."""
         wanted = [*_VISION_TOKENS, "<|im_end|>", *(f"<|bridge_{i}|>" for i in range(self.bridge_tokens))]
         known = self.tokenizer.get_vocab()
         if missing := [token for token in wanted if token not in known]:
@@ -186,7 +182,13 @@ class BridgeSTGProcessor(ProcessorMixin):
     def pixel_values(
         self, frames: torch.Tensor | np.ndarray | Sequence[torch.Tensor | np.ndarray]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One clip uint8 `[T, H, W, 3]`, or several, to (pixel_values `[rows, 3*tp*P*P]` fp32, grid_thw `[clips, 3]`).
+        """Cut clips into patches.
+
+        Args:
+            frames: one clip uint8 `[T, H, W, 3]`, or several.
+
+        Returns:
+            (pixel_values float32 `[rows, 3*tp*P*P]`, grid_thw int64 `[clips, 3]`).
 
         Frames are resized to multiples of patch x merge, area within the budget, aspect nearly kept, by the rules of
         Qwen2-VL.
@@ -207,7 +209,7 @@ class BridgeSTGProcessor(ProcessorMixin):
         )
 
     def frame_grid(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of patches that a frame of so many pixels is cut into.
+        """Numbers (rows, columns) of patches that a frame of this height and width in pixels is cut into.
 
         Raises:
             SampleError: the frame is empty, or too elongated for the rules of Qwen2-VL.
@@ -222,12 +224,12 @@ class BridgeSTGProcessor(ProcessorMixin):
     # Text ------------------------------------------------------------------------------------------------------
 
     def prompt(self, sentence: str, group_times: Sequence[float], tokens_per_group: int) -> str:
-        """The user turn: sentence, then time and placeholders of every temporal group; opens the assistant's turn.
+        """Write the prompt: sentence, time and placeholders of every temporal group, start of the answer's turn.
 
-        A sentence cannot write special tokens: its `<|` become `< |`.
+        In the sentence `<|` becomes `< |`, so that it cannot hold special tokens.
 
         Raises:
-            SampleError: the sentence is no text, is empty, or holds half a character, which no tokenizer takes.
+            SampleError: the sentence is not a text, is empty, or holds a lone surrogate, which no tokenizer takes.
         """
         if not isinstance(sentence, str):
             raise SampleError(f"The sentence must be a text, got {type(sentence).__name__}.")
@@ -246,7 +248,7 @@ class BridgeSTGProcessor(ProcessorMixin):
         return "".join(f"<|bridge_{i}|>" for i in range(self.bridge_tokens))
 
     def group_times(self, frame_times: Sequence[float]) -> list[float]:
-        """Mean time of every temporal patch group; a missing last frame repeats."""
+        """Mean time of every temporal group; the last frame repeats in a group that is not full."""
         size = self.temporal_patch_size
         times = list(frame_times) + [frame_times[-1]] * (-len(frame_times) % size)
         return [float(np.mean(times[i : i + size])) for i in range(0, len(times), size)]
@@ -260,23 +262,23 @@ class BridgeSTGProcessor(ProcessorMixin):
         *,
         training: bool = False,
     ) -> BatchFeature:
-        """Inputs of a batch of clips; frame counts and sizes may differ.
+        """Make the inputs of a batch of clips, whose frame counts and sizes may differ.
 
         Args:
             frames: B arrays uint8 `[T, H, W, 3]`.
             frame_times: B lists of T seconds; in the features, the last one repeats behind shorter clips.
             sentences: B texts.
-            answers: B answer texts (None: no answer); used in training only.
-            training: True closes every sequence with its answer and the bridging tokens (right padding)
-                False stops where the answer begins (left padding).
+            answers: B answer texts, None for no answer; used in training only.
+            training: True closes every sequence with its answer and the bridging tokens, padded on the right; False
+                stops where the answer begins, padded on the left.
 
         Returns:
             `input_ids`, `attention_mask`, `pixel_values`, `video_grid_thw`, `frame_times`; with `training` also
             `labels` and `answer_tokens` (bool).
 
         Raises:
-            ValueError: not as many frames, times, sentences and answers, or times that are not finite.
-            SampleError: an empty sentence, or one that does not fit the context.
+            ValueError: there are not as many frames, times, sentences and answers, or a time is not finite.
+            SampleError: a sentence is empty, or does not fit the context.
         """
         _check_batch(frames, frame_times, sentences, answers)
         pixels, grids = self.pixel_values(frames)
@@ -305,10 +307,10 @@ class BridgeSTGProcessor(ProcessorMixin):
         return BatchFeature(features)
 
     def _token_ids(self, text: str) -> list[int]:
-        """The ids of a text, never padded nor cut.
+        """The ids of a text, without padding or truncation.
 
-        A fast tokenizer keeps the padding and truncation of its last call as a state that all threads share; a copy
-        of its own here has neither.
+        A fast tokenizer keeps the padding and truncation of its last call as a state that all threads share. The copy
+        used here has neither.
         """
         tokenizer = self.tokenizer
         if not tokenizer.is_fast:

@@ -1,4 +1,4 @@
-"""Checks of the processors' settings: one sentence with the field, the value and the rule."""
+"""Checks of the processors' settings; each failure is one sentence with the field, the value and the rule."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..settings import Rule, check_fields, show
 _MOST = 2**31 - 1
 _SIZE = Rule(int, least=1, most=_MOST)
 _TEXT = Rule(str)
-# Of `BridgeSTGProcessor`, by the names of its constructor's arguments.
+# The settings of `BridgeSTGProcessor`, by the names of its constructor's arguments.
 PROCESSOR_RULES: dict[str, Rule] = {
     **dict.fromkeys(("patch_size", "temporal_patch_size", "merge_size"), _SIZE),
     **dict.fromkeys(("min_pixels", "max_pixels", "max_frames"), _SIZE),
-    "bridge_tokens": Rule(int, least=0, most=_MOST),  # the coupled baseline has none
+    "bridge_tokens": Rule(int, least=0, most=_MOST),  # 0 in the coupled baseline
     "image_mean": Rule(list, each=Rule(float), length=3),
     "image_std": Rule(list, each=Rule(float, above=0), length=3),
     "fps": Rule(float, above=0),
     **dict.fromkeys(("timestamp_format", "prompt_prefix", "prompt_suffix"), _TEXT),
 }
-# Of the video processors of Qwen2-VL and Qwen3-VL.
+# The settings of the video processors of Qwen2-VL and Qwen3-VL.
 _COUNT = Rule(int, least=1, most=_MOST, optional=True)
 _NUMBER = Rule(float, optional=True)
 _SWITCH = Rule(bool, optional=True)
@@ -40,7 +40,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("do_center_crop", "return_metadata", "cap_pixels_per_frame"), _SWITCH),
 }
 _PIL_FILTERS = range(6)
-# A name this like a known one is taken for a slip of it. Other unknown fields are kept, as transformers keeps them.
+# A name this similar to a known one is refused as misspelt. Other unknown fields are kept, as in transformers.
 _NEARLY = 0.8
 
 
@@ -51,7 +51,7 @@ def check_processor_settings(
     prefix: str = "",
     error: type[BridgeSTGError] = ConfigError,
 ) -> dict[str, Any]:
-    """Check fields of `BridgeSTGProcessor` and return them as their kinds; those that are left out stay out.
+    """Check fields of `BridgeSTGProcessor` and return them converted; fields that are not given stay out.
 
     Args:
         source: where they stand, such as a file; begins the message.
@@ -80,7 +80,7 @@ def check_processor_settings(
 
 
 def is_slip(name: str) -> bool:
-    """Whether the name of a field is no field of `BridgeSTGProcessor`, and nearly one."""
+    """Whether `name` is a misspelt field of `BridgeSTGProcessor`."""
     return name not in PROCESSOR_RULES and bool(difflib.get_close_matches(name, PROCESSOR_RULES, cutoff=_NEARLY))
 
 
@@ -121,10 +121,10 @@ def check_statistics(
     _check_numbers(owner, "image_mean", image_mean)
     _check_numbers(owner, "image_std", image_std)
     if image_mean is None or image_std is None or rescale_factor is None:
-        return  # of which transformers says that they must be specified
+        return  # transformers says that they must be specified
     if rescale_factor == 0 or not math.isfinite(rescale_factor):
         raise ValueError(f"{owner}: rescale_factor must be finite and not 0, got {rescale_factor!r}.")
-    with np.errstate(all="ignore"):  # the result says it
+    with np.errstate(all="ignore"):  # overflow shows in the results, which are checked below
         mean, std = (
             np.atleast_1d(np.asarray(values, np.float32) * np.float32(1.0 / rescale_factor))
             for values in (image_mean, image_std)
@@ -139,7 +139,7 @@ def check_statistics(
 
 
 def per_channel(values: Any) -> list[float]:
-    """Three numbers of float32 for three channels; none where `values` are of other channels."""
+    """Three float32 numbers, one a channel; an empty list if `values` are for another number of channels."""
     numbers = [values] if isinstance(values, (int, float)) else list(values) if values is not None else []
     return [float(np.float32(value)) for value in numbers * (3 // len(numbers))] if len(numbers) in (1, 3) else []
 
@@ -178,7 +178,7 @@ def _check_numbers(owner: str, name: str, value: Any) -> None:
 
 
 def _check_size(owner: str, value: Any) -> None:
-    """The numbers in it; which names it may have is transformers' to say."""
+    """Check the numbers in a size; transformers checks which names it may have."""
     if value is None:
         return
     numbers = dict(value) if isinstance(value, (Mapping, SizeDict)) else {"": value}

@@ -1,4 +1,4 @@
-"""What `BridgeSTGForVideoGrounding.ground` returns: when, where, and how sure. Serialises to JSON."""
+"""The result of `BridgeSTGForVideoGrounding.ground`: when, where, and how sure; it serialises to JSON."""
 
 from __future__ import annotations
 
@@ -92,24 +92,24 @@ class GroundingResult:
     start_time: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists, numbers and strings, ready for `json.dumps`.
+        """The result as plain lists, numbers and strings, ready for `json.dumps`.
 
         Raises:
-            ValueError: as `to_json`.
+            ValueError: a number is NaN or infinite.
         """
         return json.loads(dump_json(asdict(self)))
 
     def to_json(self, indent: int | None = None) -> str:
-        """`to_dict` as JSON that every strict parser takes.
+        """`to_dict` as JSON that every strict parser accepts.
 
         Raises:
-            ValueError: a number is NaN or infinite, which no result of `ground` holds.
+            ValueError: a number is NaN or infinite, which cannot be in a result of `ground`.
         """
         return dump_json(asdict(self), indent=indent)
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> GroundingResult:
-        """Inverse of `to_dict`."""
+        """Build a result from what `to_dict` returned."""
         values = dict(record)
         values["interval"] = tuple(values["interval"])
         values["tube"] = tuple(TubeEntry(**{**e, "box": tuple(e["box"])}) for e in values["tube"])

@@ -1,4 +1,4 @@
-"""What a folder of `save_pretrained` must hold, and how its files are read: one sentence for each way to be wrong."""
+"""Reading the configuration and the processor of a saved model, with one sentence for each fault."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from .model_files import one_line, read_json
 from .processing_bridge_stg import BridgeSTGProcessor
 
 LOADING = threading.RLock()
-"""Held while `transformers` loads: it switches torch's default dtype and initialisers, for all threads."""
+"""Lock to hold while `transformers` loads: it switches torch's default dtype and initialisers for all threads."""
 
-# `save_pretrained` writes every field. These came after the first saved models; without another, a default would
-# silently take the place of what the model was trained with.
+# The first saved models lack these fields. If another one were missing, a default would silently replace what the
+# model was trained with.
 _LATER_FIELDS = ("separate_bridge_embeddings", "backbone_name", "backbone_fingerprint")
 _PROCESSOR_FILES = ("processor_config.json", "tokenizer.json", "tokenizer_config.json")
 
 
 def read_saved_config(folder: Path) -> BridgeSTGConfig:
-    """The configuration of a saved model, every field checked.
+    """Read the configuration of a saved model and check every field.
 
     Raises:
-        ModelError: the file is missing or broken, of another kind of model, or a field is missing or wrong.
+        ModelError: the file is missing or broken, it is of another kind of model, or a field is missing or wrong.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -48,7 +48,7 @@ def read_saved_config(folder: Path) -> BridgeSTGConfig:
 
 
 def read_saved_processor(folder: Path, config: BridgeSTGConfig) -> BridgeSTGProcessor:
-    """The processor saved beside a model.
+    """Read the processor that was saved beside a model.
 
     Raises:
         ModelError: a file is missing or broken, or the processor belongs to another model.

@@ -1,4 +1,4 @@
-"""The tiny default: a Qwen2.5-VL configuration of 1.2 M parameters and a word tokenizer, both built here."""
+"""The tiny default model: a Qwen2.5-VL configuration of 1.2 M parameters, and a word tokenizer."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ SPECIAL_TOKENS = (
 
 
 def tiny_tokenizer(words: tuple[str, ...], *, bridge_tokens: int, longest_s: float = 30.0) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: lower-cased words, punctuation, digits, and times with one decimal as single tokens.
+    """Build a word-level tokenizer; lower-cased words, punctuation, digits and times with one decimal are tokens.
 
     Args:
         words: the vocabulary of sentences.
-        bridge_tokens: M.
-        longest_s: times below it are one token (`3.5`); longer ones are spelt in digits.
+        bridge_tokens: M, number of bridging tokens.
+        longest_s: times below this many seconds are one token (`3.5`); longer ones are spelt in digits.
     """
     times = [f"{tenth / 10:.1f}" for tenth in range(int(longest_s * 10))]
     chat = ["user", "assistant", "from", "to", "s", ".", "?", ",", "\n", *"0123456789"]
@@ -53,7 +53,7 @@ def tiny_tokenizer(words: tuple[str, ...], *, bridge_tokens: int, longest_s: flo
 
 
 def tiny_processor(words: tuple[str, ...], *, bridge_tokens: int = 4, **overrides: Any) -> BridgeSTGProcessor:
-    """The processor of the tiny model: frames of 64 x 64 pixels' area, patch 8, 4 frames a second, 24 frames."""
+    """Build the tiny model's processor: frames of 64 x 64 pixels, patches of 8, 4 frames a second, at most 24."""
     settings: dict[str, Any] = {
         "patch_size": 8,
         "min_pixels": 64 * 64,
@@ -69,9 +69,10 @@ def tiny_processor(words: tuple[str, ...], *, bridge_tokens: int = 4, **override
 
 
 def tiny_config(processor: BridgeSTGProcessor, **overrides: Any) -> BridgeSTGConfig:
-    """The configuration of the tiny model; `overrides` are fields of `BridgeSTGConfig`.
+    """Build the tiny model's configuration; `overrides` are fields of `BridgeSTGConfig`.
 
-    At these widths `initializer_range` 0.08 keeps activations alive; the stock 0.02 is made for wide models.
+    At these widths weights need `initializer_range` 0.08; with the stock 0.02, made for wide models, activations
+    vanish.
     """
     token_id = processor.tokenizer.convert_tokens_to_ids
     backbone = Qwen2_5_VLConfig(

@@ -48,13 +48,13 @@ _INTERPOLATIONS: dict[Any, Interpolation] = {2: "bilinear", 3: "bicubic", "bilin
 
 
 class _Sampled(NamedTuple):
-    """A whole video and the frames wanted of it, all for None."""
+    """A video and the frames that are wanted of it; None means all."""
 
     frames: Any
     wanted: Tensor | None
 
     def gathered(self) -> Tensor:
-        """The frames wanted, laid out as the inherited code has them."""
+        """The wanted frames, laid out as in the inherited code."""
         frames = self.frames if self.wanted is None else self.frames[self.wanted]
         return cast(Tensor, frames.contiguous())
 
@@ -63,7 +63,7 @@ class _Sampled(NamedTuple):
 
 
 class _ShapesOnly(BaseVideoProcessor):
-    """Resizes meta tensors, which have a shape and no pixels: how size rules are asked without doing the work."""
+    """Resizes meta tensors, which have a shape and no pixels: this applies the size rules without the work."""
 
     def resize(self, image: Tensor, size: Any, *args: Any, **kwargs: Any) -> Tensor:
         if image.device.type == "meta":
@@ -72,7 +72,7 @@ class _ShapesOnly(BaseVideoProcessor):
 
 
 class _OnePass(BaseVideoProcessor):
-    """What both families share: checked settings, videos sampled without copies, and the one pass."""
+    """What both families share: checked settings, sampling without copies, and the single pass over the pixels."""
 
     _saved_as: str
 
@@ -84,9 +84,9 @@ class _OnePass(BaseVideoProcessor):
             check_statistics(_NAME, self.image_mean, self.image_std, self.rescale_factor if self.do_rescale else 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """As in `transformers`, under the name of the stock class: what is saved loads where this package is not."""
+        """The settings as in `transformers`, under the stock class's name, so that they load without this package."""
         settings = super().to_dict()
-        if type(self) in _FAMILIES.values():  # a subclass is another thing than the stock class
+        if type(self) in _FAMILIES.values():  # a user's subclass keeps its own name
             settings["video_processor_type"] = self._saved_as
         return settings
 
@@ -100,10 +100,10 @@ class _OnePass(BaseVideoProcessor):
 
     @classmethod
     def get_video_processor_dict(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
-        """As in `transformers`.
+        """Read the settings as in `transformers`.
 
         Raises:
-            ModelError: a file is no JSON object, or holds what JSON readers refuse.
+            ModelError: a file does not hold a JSON object, or cannot be parsed.
         """
         try:
             settings, rest = super().get_video_processor_dict(pretrained_model_name_or_path, **kwargs)
@@ -120,10 +120,11 @@ class _OnePass(BaseVideoProcessor):
         return settings, rest
 
     def preprocess(self, videos: Any, **kwargs: Any) -> BatchFeature:
-        """As in `transformers`.
+        """Process videos as in `transformers`.
 
         Raises:
-            TypeError, ValueError: no video, a setting of the wrong type or range, frames that no setting can take.
+            TypeError, ValueError: there is no video, a setting is of the wrong type or out of range, or the frames fit
+                no setting.
         """
         _check_videos(videos)
         check_video_settings(_NAME, kwargs, type(self))
@@ -159,7 +160,7 @@ class _OnePass(BaseVideoProcessor):
         device: Any = None,
         **kwargs: Any,
     ) -> list[_Sampled]:
-        """[T, C, H, W] views of the videos; frames are gathered only where they must be copied anyway."""
+        """Views `[T, C, H, W]` of the videos; wanted frames are gathered only where they must be copied anyway."""
         prepared = []
         for video in videos:
             frames, index = video if isinstance(video, _Sampled) else (video, None)
@@ -198,7 +199,7 @@ class _OnePass(BaseVideoProcessor):
             "merge_size": merge_size,
         }
         for name, value in patches.items():
-            if value is None:  # in a configuration; everything else was checked
+            if value is None:  # possible in a configuration only
                 raise ValueError(f"{_NAME}: {name} must be an integer >= 1, got None.")
             patches[name] = int(value)
         if do_resize and size is None:
@@ -212,7 +213,7 @@ class _OnePass(BaseVideoProcessor):
         interpolation = _INTERPOLATIONS.get(getattr(resample, "value", 2 if resample is None else resample))
         mean, std = per_channel(image_mean), per_channel(image_std)
         pixels = all(v.frames.dtype == torch.uint8 and v.frames.shape[1] == 3 for v in videos)
-        usual = mean and std and min(std) > 0 and 1e-37 < factor < 1e37  # the op takes no other
+        usual = mean and std and min(std) > 0 and 1e-37 < factor < 1e37  # the op refuses others
         if not (do_normalize and pixels and interpolation and usual):
             return super()._preprocess(
                 [video.gathered() for video in videos],
@@ -241,7 +242,7 @@ class _OnePass(BaseVideoProcessor):
             **patches,
         )
         values = {"pixel_values_videos": pixel_values, "video_grid_thw": grid_thw}
-        return type(features)(values, tensor_type=return_tensors)  # transformers has two classes of that name
+        return type(features)(values, tensor_type=return_tensors)  # transformers has two classes named BatchFeature
 
 
 class BridgeSTGVideoProcessor(_OnePass, Qwen2VLVideoProcessor, _ShapesOnly, metaclass=abc.ABCMeta):
@@ -271,17 +272,17 @@ class BridgeSTGVideoProcessor(_OnePass, Qwen2VLVideoProcessor, _ShapesOnly, meta
         chosen = cls.for_family(family, kwargs) if cls is BridgeSTGVideoProcessor else cls
         if chosen is cls:
             return object.__new__(cls)
-        return chosen(*args, **kwargs)  # no subclass of this one: `__init__` is not run on what is returned
+        return chosen(*args, **kwargs)  # it is not an instance of this class, so Python does not call `__init__` again
 
     def get_num_of_video_patches(
         self, num_frames: int, height: int, width: int, videos_kwargs: dict[str, Any] | None = None
     ) -> int:
-        """As in `transformers`; `videos_kwargs` may be left out, which the stock class documents and does not do."""
+        """Count patches as in `transformers`; `videos_kwargs` is optional, which the stock class only documents."""
         return cast(int, super().get_num_of_video_patches(num_frames, height, width, videos_kwargs or {}))
 
     @staticmethod
     def for_family(family: str | None, settings: Mapping[str, Any]) -> type[Any]:
-        """The class for `family`, or without one for the `video_processor_type` among the settings."""
+        """The class for `family`; if that is None, the class for the `video_processor_type` in the settings."""
         if family is None:
             kind = settings.get("video_processor_type", "Qwen2")
             found = [name for name, mark in (("qwen2_vl", "Qwen2"), ("qwen3_vl", "Qwen3")) if mark in str(kind)]
@@ -296,7 +297,7 @@ class BridgeSTGVideoProcessor(_OnePass, Qwen2VLVideoProcessor, _ShapesOnly, meta
 
     @classmethod
     def from_dict(cls, video_processor_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in `transformers`; a configuration of either family's own processor is taken too."""
+        """Build from settings as in `transformers`; those of both families' stock processors are accepted."""
         family = kwargs.pop("family", None)
         chosen = cls.for_family(family, video_processor_dict) if cls is BridgeSTGVideoProcessor else cls
         if chosen is cls:
@@ -318,7 +319,7 @@ _FAMILIES: dict[str, type[_OnePass]] = {
 
 
 def _check_videos(videos: Any, depth: int = 0) -> None:
-    """Lists, nested as deep as transformers lets them be, must hold arrays, images, paths or addresses."""
+    """Check that videos are arrays, images, paths or addresses, or lists of these as nested as transformers allows."""
     if isinstance(videos, (list, tuple)):
         if not videos and not depth:
             raise ValueError(f"{_NAME}: videos must hold at least one video, got {videos!r}.")
@@ -329,7 +330,7 @@ def _check_videos(videos: Any, depth: int = 0) -> None:
 
 
 def _sample(sample: Callable[..., Any], facts: Any, frames: int) -> Any:
-    """The frames that the rules of the family sample, in the type that they give."""
+    """Frame indices that the family's sampling rule gives, in the rule's own type."""
     asked = getattr(sample, "keywords", {})
     total, fps = facts.total_num_frames, facts.fps
     needs_fps = asked.get("num_frames") is None and fps is not None
@@ -370,7 +371,7 @@ def _as_tensor(frames: Any) -> Tensor:
 
 
 def _check_frames(video: _Sampled, unit: int | None) -> None:
-    """`unit` is what sides must be multiples of, where nothing resizes them."""
+    """Check that a video has pixels and, with a `unit`, that its sides are multiples of it."""
     height, width = video.frames.shape[2:]
     if min(len(video), *video.frames.shape) == 0:
         raise ValueError(

@@ -13,7 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 
 class BatchedVisionAttention(nn.Module):
-    """Mixed into a family's vision attention: folds neighbouring segments of one length into the batch dimension.
+    """Base of a subclass of a family's vision attention that attends to neighbouring segments of one length at once.
 
     The stock modules split the sequence by `cu_seqlens` and call the attention once per frame and layer. Frames of one
     video have the same number of patches, so one call over `[segments, heads, patches, head_dim]` does the same; clips
@@ -50,12 +50,12 @@ class BatchedVisionAttention(nn.Module):
         return self.proj(torch.cat(attended))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by the stock class, because the class itself is made at run time."""
+        """Pickle by the stock class, because this class is made at run time."""
         return _unfilled, (self.stock,), self.__dict__
 
 
 def batch_vision_attention(visual: nn.Module) -> None:
-    """Switch every attention of a Qwen vision tower to the batched one, in place; weights unchanged."""
+    """Switch every attention of a Qwen vision tower to the batched one, in place; the weights stay."""
     blocks = visual.blocks
     assert isinstance(blocks, nn.ModuleList)
     for block in blocks:

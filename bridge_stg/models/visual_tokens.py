@@ -27,16 +27,12 @@ class VisualTokens(NamedTuple):
     deepstack: tuple[torch.Tensor, ...] = ()
 
     def tokens(self, clip: int) -> list[torch.Tensor]:
-        """Merged tokens of one clip, then its deepstack features, each `[groups * N / merge^2, D]`, unpadded."""
+        """Merged tokens of one clip, then its deepstack features, each `[groups * N / merge^2, D]` without padding."""
         return [level[clip, : self.groups[clip]].flatten(0, 1) for level in (self.merged, *self.deepstack)]
-
-    def frame_mask(self, group_size: int) -> torch.Tensor | None:
-        """bool `[B, G * group_size]`, False at padding; None when no clip is padded."""
-        return frame_mask(self.groups, group_size, self.merged.device)
 
 
 def frame_mask(groups: Sequence[int], group_size: int, device: torch.device) -> torch.Tensor | None:
-    """bool `[B, most groups * group_size]`, False behind the frames of shorter clips; None when all are equal."""
+    """Mask of the frames, bool `[B, most groups * group_size]`, False behind shorter clips; None if none is shorter."""
     if min(groups) == max(groups):
         return None
     counts = torch.tensor(groups, device=device)[:, None] * group_size
@@ -44,14 +40,14 @@ def frame_mask(groups: Sequence[int], group_size: int, device: torch.device) -> 
 
 
 def pad_groups(packed: torch.Tensor, groups: Sequence[int]) -> torch.Tensor:
-    """`[sum of groups, ...]` to `[B, most groups, ...]`, zeros behind shorter clips."""
+    """Unpack `[sum of groups, ...]` to `[B, most groups, ...]` with zeros behind shorter clips."""
     if min(groups) == max(groups):
         return packed.unflatten(0, (len(groups), groups[0]))
     return pad_sequence(packed.split(list(groups)), batch_first=True)
 
 
 def patch_centres(rows: int, columns: int, merge: int) -> torch.Tensor:
-    """(x, y) in [0, 1] of every patch in the processor's merge-block order, fp32 `[rows * columns, 2]`."""
+    """Centre (x, y) in [0, 1] of every patch in the processor's merge-block order, float32 `[rows * columns, 2]`."""
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     centres = torch.stack([(x.float() + 0.5) / columns, (y.float() + 0.5) / rows], dim=-1)
     blocks = centres.reshape(rows // merge, merge, columns // merge, merge, 2)

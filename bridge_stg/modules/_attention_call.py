@@ -1,4 +1,4 @@
-"""The tensors of one call of `MemoryCrossAttention`, and the parameters it takes."""
+"""The tensors of one call of `MemoryCrossAttention`, and its parameters during that call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MASKS = (*BOOLEAN, *FLOATING)
 
 
 class AttentionWeights(NamedTuple):
-    """q [E, C], k [E, kdim] and v [E, vdim] with their biases [E], and the first three as one where they are."""
+    """Weights q [E, C], k [E, kdim], v [E, vdim] and their biases [E]; `packed` holds them if they are one tensor."""
 
     q: Tensor
     k: Tensor
@@ -26,7 +26,7 @@ class AttentionWeights(NamedTuple):
 
 
 class AttentionCall(NamedTuple):
-    """The tensors of a call; `value` is None where it is the memory. Shapes as in `MemoryCrossAttention.forward`."""
+    """The tensors of a call, shaped as in `MemoryCrossAttention.forward`; `value` is None if it is the memory."""
 
     query: Tensor
     memory: Tensor
@@ -37,11 +37,17 @@ class AttentionCall(NamedTuple):
     attn_mask: Tensor | None
 
     def check(self, op: str, heads: int, batch_first: bool, widths: tuple[int, int, int]) -> None:
-        """Check all tensors; `widths` are those of query, key and value.
+        """Check all tensors.
+
+        Args:
+            op: name for messages.
+            heads: number of heads.
+            batch_first: whether clips are the first axis.
+            widths: widths of query, key and value.
 
         Raises:
-            TypeError: something that is not a dense tensor of the right dtype.
-            ValueError: a shape that does not fit, or tensors on several devices.
+            TypeError: a value is not a dense tensor of the right dtype.
+            ValueError: a shape does not fit, or the tensors are on several devices.
         """
         for name, x in self._asdict().items():
             if isinstance(x, Tensor) and x.is_nested:
@@ -72,12 +78,12 @@ class AttentionCall(NamedTuple):
             )
 
     def with_clips_first(self, already: bool) -> AttentionCall:
-        """The call with the clips as the first axis; one clip where there was no such axis."""
+        """The call with clips as the first axis, which is added if there was none."""
         if self.query.dim() == 2:
             return self._map(6, lambda x: x[None])
         return self if already else self._map(4, lambda x: x.transpose(0, 1))
 
     def _map(self, count: int, change: Callable[[Tensor], Tensor]) -> AttentionCall:
-        """`change` done to the first `count` tensors."""
+        """The call with `change` applied to its first `count` tensors."""
         names = self._fields[:count]
         return self._replace(**{name: change(x) for name in names if (x := getattr(self, name)) is not None})

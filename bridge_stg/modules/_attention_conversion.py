@@ -1,4 +1,4 @@
-"""`MemoryCrossAttention` from the parameters of other attentions."""
+"""Conversion of other attentions to `MemoryCrossAttention`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def copy_multihead_attention(
     cls: type[MemoryCrossAttention], attention: nn.MultiheadAttention, path: Any
 ) -> MemoryCrossAttention:
-    """What `MemoryCrossAttention.from_multihead_attention` does."""
+    """Implements `MemoryCrossAttention.from_multihead_attention`."""
     name = f"{cls.__name__}.from_multihead_attention"
     if not isinstance(attention, nn.MultiheadAttention):
         kind = f"{type(attention).__module__}.{type(attention).__qualname__}"
@@ -58,7 +58,7 @@ def copy_linears(
     num_heads: int,
     **options: Any,
 ) -> MemoryCrossAttention:
-    """What `MemoryCrossAttention.from_linears` does."""
+    """Implements `MemoryCrossAttention.from_linears`."""
     name = f"{cls.__name__}.from_linears"
     check_plain(name, q=q, k=k, v=v, out=out)
     inner, parts = q.out_features, (q, k, v)
@@ -93,11 +93,11 @@ def copy_linears(
 
 
 def check_plain(op: str, **layers: nn.Module) -> None:
-    """Check that all there is to the layers is their weight and bias.
+    """Check that the layers are linear and have nothing but a weight and a bias.
 
     Raises:
-        TypeError: something that is no module.
-        ValueError: an adapter, a quantised, parametrized, hooked or sharded layer, or one that is not linear.
+        TypeError: an argument is not a module.
+        ValueError: a layer is an adapter, quantised, parametrized, hooked, sharded, or not linear.
     """
     for name, layer in layers.items():
         if not isinstance(layer, nn.Module):

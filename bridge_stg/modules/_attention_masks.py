@@ -1,4 +1,4 @@
-"""The masks of `nn.MultiheadAttention` and a bias on the keys, as one term to add to the scores."""
+"""The masks of `nn.MultiheadAttention` and a bias on the keys, combined into one term of the scores."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def split_padding(bias: Tensor | None, key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """(bias, bool mask): a floating point `key_padding_mask` is one more bias on the keys."""
+    """Return (bias, bool mask); a floating point `key_padding_mask` is added to the bias on the keys."""
     if key_padding_mask is None or key_padding_mask.dtype == torch.bool:
         return bias, key_padding_mask
     return (key_padding_mask if bias is None else bias + key_padding_mask), None
@@ -16,17 +16,17 @@ def split_padding(bias: Tensor | None, key_padding_mask: Tensor | None) -> tuple
 def score_bias(
     bias: Tensor | None, padding: Tensor | None, attn_mask: Tensor | None, heads: int, dtype: torch.dtype
 ) -> tuple[Tensor | None, Tensor | None]:
-    """What to add to the scores [B, H, Q, M], and which rows see a key at all.
+    """The term to add to the scores [B, H, Q, M], and which rows see any key.
 
-    Softmax of a row of -inf is NaN in some kernels and zeros in others; so is its gradient. Such a row is unmasked
-    here, for the caller to set to zero.
+    Softmax of a row of -inf, and its gradient, is NaN in some kernels and zero in others. Such a row is unmasked here,
+    and the caller sets its output to zero.
 
     Args:
         bias: [B, M] floating point.
         padding: [B, M] bool, True for a key to ignore.
         attn_mask: [Q, M] or [B * H, Q, M]; bool, True for a key to ignore, or floating point, to be added.
         heads: H.
-        dtype: of the scores.
+        dtype: dtype of the scores.
 
     Returns:
         (term [B or 1, H or 1, Q or 1, M] of `dtype`, seen [B or 1, Q or 1, H or 1, 1] bool), both None for no mask.

@@ -1,4 +1,4 @@
-"""When the weight of a linear layer may be multiplied in place of a call, and when only the call is right."""
+"""Whether multiplying by a linear layer's weight is the same as calling the layer."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backw
 
 
 def weight_obstacle(layer: nn.Module) -> str | None:
-    """Why `layer` does more than multiply by its `weight` and add its `bias`, or None where it does just that.
+    """The reason why `layer` does more than multiply by `weight` and add `bias`; None if it does no more.
 
-    It does more where it is another class (an adapter, a quantised layer, a parametrized one), where something hooks
-    the call (offload, weight norm, observers) and where the weight is no plain tensor (sharded, quantised).
+    It does more if it is of another class (an adapter, a quantised or a parametrized layer), if the call is hooked
+    (offload, weight norm, observers), or if the weight is not a plain tensor (sharded, quantised).
     """
     if type(layer) not in (nn.Linear, NonDynamicallyQuantizableLinear):
         return f"it is a {type(layer).__module__}.{type(layer).__qualname__}"
@@ -25,23 +25,23 @@ def weight_obstacle(layer: nn.Module) -> str | None:
         return "its forward is replaced"
     if any(getattr(layer, name) for name in _HOOKS):
         return "it has hooks"
-    if type(layer.weight) not in (Tensor, nn.Parameter, FakeTensor):  # the last while something traces
+    if type(layer.weight) not in (Tensor, nn.Parameter, FakeTensor):  # FakeTensor while torch traces
         return f"its weight is a {type(layer.weight).__name__}"
     return None
 
 
 def input_dtype(layer: nn.Module, x: Tensor) -> torch.dtype:
-    """Dtype to give `x` to a linear layer in: that of the weight, or of `x` where the weight is stored otherwise."""
+    """The dtype that a linear layer expects `x` in: that of its weight, or that of `x` if the weight is quantised."""
     weight = getattr(layer, "weight", None)
     return weight.dtype if isinstance(weight, Tensor) and weight.dtype in FLOATING else x.dtype
 
 
 def check_like_weight(op: str, weight: Tensor, **tensors: Tensor | None) -> None:
-    """Check that tensors are where `weight` is and, outside autocast, of its dtype.
+    """Check that tensors are on the device of `weight` and, outside autocast, of its dtype.
 
     Raises:
-        TypeError: another dtype.
-        ValueError: another device.
+        TypeError: a tensor has another dtype.
+        ValueError: a tensor is on another device.
     """
     for name, x in tensors.items():
         if x is None:

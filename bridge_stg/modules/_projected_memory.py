@@ -1,4 +1,4 @@
-"""Keys and values of one memory, made for several layers at once."""
+"""Keys and values of one memory, computed for several layers at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..ops.attend_memory.share_memory import MemoryHandle
 
 
 class PackedWeights(NamedTuple):
-    """`in_proj_weight` [3 C, C] and `in_proj_bias` [3 C] or None of a layer."""
+    """A layer's `in_proj_weight` [3 C, C] and its `in_proj_bias` [3 C] or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -26,8 +26,8 @@ class ProjectedMemory(MemoryHandle):
     """The handle of a memory that `MultiLayerQueryCrossAttention.share` projected for its layers.
 
     Attributes:
-        position: the position added to the keys, or None.
-        by_layer: (keys, values), each [B, M, H, head_dim].
+        position: the position that was added to the keys, or None.
+        by_layer: (keys, values) of each layer, each [B, M, H, head_dim].
     """
 
     position: Tensor | None
@@ -37,7 +37,7 @@ class ProjectedMemory(MemoryHandle):
 def project_memory(
     layers: Sequence[PackedWeights], heads: int, memory: Tensor, position: Tensor | None
 ) -> list[tuple[Tensor, Tensor]]:
-    """Keys and values [B, M, H, head_dim] of layers of one shape, by one product (two where there is a position)."""
+    """Keys and values [B, M, H, head_dim] of layers of one shape, in one product, or in two with a position."""
     width = layers[0].weight.shape[1]
 
     def project(x: Tensor, first: int, last: int) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Box formats and overlaps on tensors."""
+"""Formats and overlaps of boxes, on tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def cxcywh_to_xyxy(boxes: torch.Tensor) -> torch.Tensor:
-    """(centre x, centre y, width, height) to (x1, y1, x2, y2), last dimension of any shape `[..., 4]`.
+    """Convert boxes `[..., 4]` from (centre x, centre y, width, height) to (x1, y1, x2, y2).
 
     Raises:
         ValueError: the last dimension is not 4.
@@ -25,10 +25,10 @@ def pairwise_iou_giou(boxes: torch.Tensor, others: torch.Tensor) -> tuple[torch.
         boxes, others: `[..., 4]` cxcywh.
 
     Returns:
-        (iou, giou), each `[...]`; degenerate boxes give 0 and a finite giou.
+        (iou, giou), each `[...]`; boxes without area have iou 0 and a finite giou.
 
     Raises:
-        ValueError: the last dimension of one is not 4.
+        ValueError: the last dimension of one of them is not 4.
     """
     a, b = cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(others)
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
@@ -39,7 +39,7 @@ def pairwise_iou_giou(boxes: torch.Tensor, others: torch.Tensor) -> tuple[torch.
 
 
 def inverse_sigmoid(x: torch.Tensor, eps: float = 1e-4) -> torch.Tensor:
-    """logit of x clamped to [eps, 1 - eps]."""
+    """The logit of x, which is first clamped to [eps, 1 - eps]."""
     return x.clamp(eps, 1 - eps).logit()
 
 

@@ -1,4 +1,4 @@
-"""ETA (b): frames inside the event are pulled towards the aggregated query, the others pushed away."""
+"""Frame contrast of ETA: frames inside the event are pulled to the aggregated query, others are pushed away."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from ..ops.core.checks import BOOLEAN, FLOATING, Expect, check_integer, check_nu
 
 
 class FrameContrast(nn.Module):
-    """Cosine similarity of each frame to the aggregated query, and its multi-positive InfoNCE loss.
+    """Cosine similarity of each frame to the aggregated query, and the multi-positive InfoNCE loss on it.
 
-    Our choice of the contrastive loss that secondary sources report for Bridge-STG; the multi-positive form averages
-    log-probabilities over positives (Khosla et al. 2020, "Supervised Contrastive Learning", L_out).
+    Secondary sources report a contrastive loss for Bridge-STG; its form is our choice. It averages log-probabilities
+    over positives (Khosla et al. 2020, "Supervised Contrastive Learning", L_out).
 
     Args:
         frame_dim: width of the pooled frame tokens.
         query_dim: C, width of the aggregated query.
-        temperature: tau.
+        temperature: tau, which divides the cosine.
 
     Raises:
-        TypeError, ValueError: a width that is no int of at least 1; a `temperature` that is not positive and finite.
+        TypeError, ValueError: a width is not an int of at least 1, or `temperature` is not positive and finite.
     """
 
     def __init__(self, frame_dim: int, query_dim: int, temperature: float = 0.1) -> None:
@@ -39,7 +39,7 @@ class FrameContrast(nn.Module):
         self.project_query = nn.Linear(query_dim, query_dim)
 
     def forward(self, queries: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-        """Similarity logits.
+        """Compute similarity logits.
 
         Args:
             queries: `[B, M, C]`, the aggregated query; averaged over M.
@@ -49,7 +49,7 @@ class FrameContrast(nn.Module):
             `[B, T]`, cosine / tau.
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device.
+            TypeError, ValueError: a tensor has the wrong dtype, shape or device.
         """
         check_tensors(
             "FrameContrast",
@@ -62,17 +62,17 @@ class FrameContrast(nn.Module):
 
     @staticmethod
     def loss_sum(logits: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
-        """Multi-positive InfoNCE over the frames of each clip, summed over clips.
+        """Sum over clips of the multi-positive InfoNCE loss over their frames.
 
         Args:
             logits: `[B, T]` from `forward`.
             inside: `[B, T]` bool, frames of the event; a clip without any adds 0.
 
         Returns:
-            scalar.
+            A scalar.
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device.
+            TypeError, ValueError: a tensor has the wrong dtype, shape or device.
         """
         check_tensors(
             "FrameContrast.loss_sum",

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from ..ops import patchify_frames, patchify_videos
 from ..ops.patchify_frames.api import Interpolation, Layout
 
-# Of the CLIP image encoder, which Qwen2-VL and Qwen2.5-VL normalise with.
+# Qwen2-VL and Qwen2.5-VL normalise with these statistics of the CLIP image encoder.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class FramePatchifier(nn.Module):
-    """Turns decoded frames into the pixel values of a Qwen-VL vision tower; it has no parameters.
+    """Turns decoded frames into the pixel values of a Qwen-VL vision tower, without parameters.
 
     Args:
         size: (h, w) that frames are resized to, unless a call names another.
@@ -25,7 +25,7 @@ class FramePatchifier(nn.Module):
             `ops.patchify_frames`; the defaults are those of Qwen2.5-VL.
 
     Raises:
-        TypeError, ValueError: a setting of the wrong type or range, as `ops.patchify_frames` refuses it.
+        TypeError, ValueError: `ops.patchify_frames` refuses the type or range of a setting.
     """
 
     def __init__(
@@ -57,9 +57,9 @@ class FramePatchifier(nn.Module):
         self.mean, self.std = tuple(mean), tuple(std)
 
     def _check(self) -> None:
-        """Have the op check the settings now, on a frame of one pixel that has a shape and no memory."""
+        """Let the op check the settings now, on a frame of one pixel on the meta device."""
         size = self.size
-        if size is None:  # the least that fits
+        if size is None:  # the smallest size that fits
             sides = [side if isinstance(side, int) and side > 0 else 1 for side in (self.patch_size, self.merge_size)]
             size = (sides[0] * sides[1],) * 2
         shape = (1, 1, 1, 3) if self.layout == "THWC" else (1, 3, 1, 1)
@@ -96,7 +96,7 @@ class FramePatchifier(nn.Module):
             (pixel_values [rows, 3 tp P P], grid_thw [V, 3] int64 on the CPU).
 
         Raises:
-            ValueError: no size here or in the module; what `ops.patchify_frames` raises.
+            ValueError: neither the call nor the module has a size, or what `ops.patchify_frames` raises.
         """
         target = self.size if size is None else size
         if target is None:

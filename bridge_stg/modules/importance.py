@@ -1,4 +1,4 @@
-"""`importance`: how much of the attention each row of a memory gets, without attention maps."""
+"""`importance`: the share of the attention that each row of a memory gets, without attention maps."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def importance(
         where it has no key to attend to.
 
     Raises:
-        TypeError: another kind of attention.
-        ValueError: not one query tensor for each layer of a stack.
+        TypeError: `attention` is of another kind.
+        ValueError: there is not one query tensor for each layer of a stack.
     """
     if not isinstance(attention, nn.Module) or not any(
         isinstance(x, MemoryCrossAttention) for x in attention.modules()
@@ -45,7 +45,7 @@ def importance(
             "importance: attention must be a MemoryCrossAttention or a MultiLayerQueryCrossAttention, "
             f"got {type(attention).__name__}."
         )
-    stack = getattr(attention, "layers", None)  # of a wrapper, such as a model with adapters, too
+    stack = getattr(attention, "layers", None)  # a wrapper, such as a model with adapters, forwards it
     layers, queries = ([attention], [query]) if stack is None else (list(stack), list(query))
     if len(queries) != len(layers):
         raise ValueError(f"query must hold one tensor for each of {len(layers)} layers, got {len(queries)}.")

@@ -33,31 +33,31 @@ class MemoryCrossAttention(nn.Module):
       over the raw memory between them. No keys or values are written.
     - projected: keys and values of all memory rows, then `ops.projected_attention`.
 
-    Several layers over one memory should be given `ops.share_memory(memory)` in its place: its gradient is then made
-    once. `MultiLayerQueryCrossAttention` also projects once.
+    Give several layers over one memory `ops.share_memory(memory)` in its place: its gradient is then computed once.
+    `MultiLayerQueryCrossAttention` also projects once.
 
-    It takes the arguments of `nn.MultiheadAttention`, here and in the call, by name and by position;
+    Constructor and call take the arguments of `nn.MultiheadAttention`, by name and by position;
     `docs/compatibility_attention.md` lists what is the same. `batch_first` is True and `need_weights` False by
-    default. A row that sees no key, which is NaN in `nn.MultiheadAttention`, attends to nothing: its output is
+    default. A row that sees no key is NaN in `nn.MultiheadAttention`; here it attends to nothing: its output is
     `out_proj.bias` and its weights are 0.
 
     Args:
         embed_dim: width of queries and output.
         num_heads: heads; must divide `inner_dim`.
-        dropout: share of the attention weights that is set to 0 in training.
+        dropout: share of the attention weights that are set to 0 in training.
         bias: whether the projections have a bias.
         add_bias_kv, add_zero_attn: must be False.
         kdim, vdim: width of the keys and of the values, `embed_dim` if None.
         batch_first: whether tensors are [B, length, width] or [length, B, width].
-        path: "auto" picks by shape (`uses_absorption`); the others force one way. A call that cannot absorb is
-            projected: a value that is not the memory, `attn_mask`, dropout in training, `need_weights`.
-        library: what attends to projected keys and values, one of "flash_attn", "xformers", "sdpa" and "flex"; None
-            picks.
+        path: "auto" chooses by shape (`uses_absorption`); the others force one way. A call that cannot absorb is
+            projected: one with a value that is not the memory, `attn_mask`, dropout in training, or `need_weights`.
+        library: the library that attends to projected keys and values, one of "flash_attn", "xformers", "sdpa" and
+            "flex"; None chooses.
         inner_dim: width of all heads together, `embed_dim` if None.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range; `num_heads` does not divide the width;
-            an unknown path or library.
+        TypeError, ValueError: an argument is of the wrong type or out of range, `num_heads` does not divide the
+            width, or path or library is unknown.
     """
 
     in_proj_weight: Tensor | None
@@ -118,7 +118,7 @@ class MemoryCrossAttention(nn.Module):
         # Code written for `nn.MultiheadAttention` reads these.
         self.bias_k = self.bias_v = None
         self.add_zero_attn = False
-        self._qkv_same_embed_dim = False  # else nn.TransformerEncoderLayer multiplies the weights itself
+        self._qkv_same_embed_dim = False  # if True, nn.TransformerEncoderLayer multiplies the weights itself
 
         def empty(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
@@ -142,12 +142,12 @@ class MemoryCrossAttention(nn.Module):
 
     @classmethod
     def from_multihead_attention(cls, attention: nn.MultiheadAttention, path: Path = "auto") -> MemoryCrossAttention:
-        """A module with the layout, the mode and a copy of the parameters of `attention`; what is frozen stays so.
+        """Build a module with the layout, mode and a copy of the parameters of `attention`; frozen ones stay frozen.
 
         Raises:
-            TypeError: something else than an `nn.MultiheadAttention`.
-            ValueError: added key and value rows; hooks, a forward of its own (offloaded, quantised), or an `out_proj`
-                that is no plain linear layer (adapted).
+            TypeError: `attention` is not an `nn.MultiheadAttention`.
+            ValueError: it adds key and value rows, has hooks or a forward of its own (offloaded, quantised), or its
+                `out_proj` is not a plain linear layer (adapted).
         """
         return copy_multihead_attention(cls, attention, path)
 
@@ -164,37 +164,37 @@ class MemoryCrossAttention(nn.Module):
         batch_first: bool = True,
         path: Path = "auto",
     ) -> MemoryCrossAttention:
-        """A module with a copy of four projections, as most models keep them; what is frozen stays so.
+        """Build a module with a copy of four projections, as most models keep them; frozen ones stay frozen.
 
-        Scores are scaled by 1 / sqrt(head_dim). Widths may differ, but `q`, `k` and `v` have one number of outputs.
-        Where only some of them have a bias, it is 0 for the others.
+        Scores are scaled by 1 / sqrt(head_dim). Widths may differ, but `q`, `k` and `v` must have as many outputs. If
+        only some of them have a bias, it is 0 for the others.
 
         Args:
-            q: from the width of the queries to all heads.
-            k, v: from the width of the memory (or of keys and of values) to all heads.
-            out: from all heads to the output.
-            num_heads: heads.
+            q: projects queries to all heads.
+            k, v: project the memory, or keys and values, to all heads.
+            out: projects all heads to the output.
+            num_heads: number of heads.
             dropout, batch_first, path: as in the class.
 
         Raises:
-            TypeError, ValueError: a layer that is no plain `nn.Linear` (adapted, quantised, hooked), or one whose
-                width, dtype or device does not fit the others.
+            TypeError, ValueError: a layer is not a plain `nn.Linear` (adapted, quantised, hooked), or its width, dtype
+                or device does not fit the others.
         """
         return copy_linears(cls, q, k, v, out, num_heads, dropout=dropout, batch_first=batch_first, path=path)
 
     def uses_absorption(
         self, queries: int, rows: int, device_type: str = "cpu", dtype: torch.dtype = torch.float32
     ) -> bool:
-        """The rule of "auto", for Q `queries` over M `rows`, H heads, memory width C and inner width E.
+        """Whether "auto" absorbs, for Q `queries` over M `rows`, H heads, memory width C and inner width E.
 
         With the compiled library, in float32 on a CPU: Q (2 E C + M (H C - E)) <= 1.25 M C E. Elsewhere
         Q (E C + M (H C - E)) <= 0.7 M C E, and on CUDA C <= 512.
 
-        Absorbed, a clip takes 2 Q E C + 2 Q H M C multiply-adds between the projections that both ways share;
-        projected, 2 M C E + 2 Q M E. Break-even lies near Q = head_dim for a long memory, earlier for a short one.
-        The numbers are measured, forward and backward alike: absorbed as products of torch, which are the thinner ones,
-        the ways break even at 0.5..0.8 of the count; by the compiled kernels, which keep a block of keys near for all
-        that is done with it, beyond it. Wider memories do not fit the tiles of the fused CUDA kernels.
+        Between the projections that both ways share, a clip takes 2 Q E C + 2 Q H M C multiply-adds absorbed, and
+        2 M C E + 2 Q M E projected. They are equal near Q = head_dim for a long memory, and earlier for a short one.
+        The factors are measured and hold forward and backward. With torch's products, which are thinner when absorbed,
+        times are equal at 0.5..0.8 of the count; with the compiled kernels, which keep a block of keys in the cache,
+        above 1. Wider memories do not fit the tiles of the fused CUDA kernels.
         """
         width, inner = self.kdim, self.inner_dim
         if width != self.vdim or (device_type == "cuda" and width > 512):
@@ -203,14 +203,14 @@ class MemoryCrossAttention(nn.Module):
         fold, share = (2, 1.25) if native else (1, 0.7)
         cost = queries * (fold * inner * width + rows * (self.num_heads * width - inner))
         fewer = cost <= share * rows * width * inner
-        if torch.compiler.is_exporting():  # a guard would narrow a dynamic size; projecting is right for all of them
+        if torch.compiler.is_exporting():  # a guard would narrow a dynamic size; projecting is right for every size
             from torch.fx.experimental.symbolic_shapes import statically_known_true
 
             return statically_known_true(fewer)
         return bool(fewer)
 
     def absorbs(self, queries: int, rows: int, device_type: str = "cpu", dtype: torch.dtype = torch.float32) -> bool:
-        """Whether this module goes the absorbed way where a call can: as `path` says, or by the rule."""
+        """Whether this module absorbs if a call can: as `path` says, or by `uses_absorption`."""
         if self.path == "auto":
             return self.uses_absorption(queries, rows, device_type, dtype)
         return self.path == "absorbed" and self.kdim == self.vdim
@@ -238,21 +238,23 @@ class MemoryCrossAttention(nn.Module):
             memory: [B, M, kdim] ([M, B, kdim]), key and value.
             value: [B, M, vdim]. Where it is not the memory itself (the same object), both are projected.
             key_padding_mask: [B, M]; bool, True for a key to ignore, or floating point, to be added to the scores.
-            need_weights: whether to return the weights; projects. Off by default, unlike in `nn.MultiheadAttention`.
-            attn_mask: [Q, M] or [B * H, Q, M]; bool or floating point as above, for each query; projects.
+            need_weights: whether to return the weights, which forces projection. Off by default, unlike in
+                `nn.MultiheadAttention`.
+            attn_mask: [Q, M] or [B * H, Q, M]; bool or floating point as above, for each query; forces projection.
             average_attn_weights: whether the weights are averaged over heads.
-            is_causal: a hint that `attn_mask`, which must be given, is causal; changes nothing.
+            is_causal: a hint that `attn_mask`, which must be given, is causal; it changes nothing.
             key: the memory, by the name it has in `nn.MultiheadAttention`.
             position: shape of the memory, added to the keys only.
             bias: [B, M], added to the attention scores of every head and query; differentiable.
-            need_mass: whether to return the mean weight of each key over heads and queries (`importance`), absorbed
-                where the call can be. A constant to autograd, without dropout.
+            need_mass: whether to return the mean weight of each key over heads and queries (`importance`), without
+                dropout and as a constant to autograd; the call absorbs if it can.
 
         Returns:
             (output, shape of the query; weights [B, Q, M] or by head [B, H, Q, M], mass [B, M] float32, or None).
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device; both weights and mass asked for.
+            TypeError, ValueError: a tensor has the wrong dtype, shape or device, or both weights and mass are asked
+                for.
         """
         if (memory is None) == (key is None):
             raise TypeError("MemoryCrossAttention: the memory must be given as memory or as key, and only as one.")
@@ -271,7 +273,7 @@ class MemoryCrossAttention(nn.Module):
         call = call.with_clips_first(self.batch_first)
         dropout = self.dropout if self.training else 0.0
         can_absorb = one and attn_mask is None and not dropout and not need_weights and self.kdim == self.vdim
-        if self.path == "auto" and not need_mass:  # what projects has the functional derivatives that absorbing lacks
+        if self.path == "auto" and not need_mass:  # absorbing has no functional derivatives
             can_absorb = can_absorb and not differentiates_functionally(query, memory, position, bias, *weights[:6])
         shape = (call.query.shape[1], call.memory.shape[1], memory.device.type, memory.dtype)
         if can_absorb and (need_mass or self.absorbs(*shape)):
@@ -287,7 +289,7 @@ class MemoryCrossAttention(nn.Module):
         return (out if self.batch_first else out.transpose(0, 1)), shown
 
     def _weights(self) -> AttentionWeights:
-        """The parameters, each read once: reading a parametrized weight may change it (spectral norm)."""
+        """The parameters, each read once, because reading a parametrized weight may change it (spectral norm)."""
         packed, bias = self.in_proj_weight, self.in_proj_bias
         parts = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight) if packed is None else packed.chunk(3)
         q, k, v = cast(tuple[Tensor, Tensor, Tensor], parts)
@@ -297,7 +299,7 @@ class MemoryCrossAttention(nn.Module):
         )
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, length, E] -> [B, length, H, head_dim]."""
+        """Split [B, length, E] into heads, [B, length, H, head_dim]."""
         return x.unflatten(-1, (self.num_heads, self.head_dim))
 
     def _absorbed(
@@ -338,7 +340,7 @@ class MemoryCrossAttention(nn.Module):
     def _with_weights(
         self, call: AttentionCall, weights: AttentionWeights, dropout: float, need_mass: bool
     ) -> tuple[Tensor, Tensor]:
-        """Output, and the weights [B, H, Q, M] that made it; with `need_mass` in their place the mass [B, M]."""
+        """The output and its weights [B, H, Q, M]; with `need_mass` the mass [B, M] in place of the weights."""
         q, k, v = self._project(call, weights)
         bias, padding = split_padding(call.bias, call.key_padding_mask)
         term, seen = score_bias(bias, padding, call.attn_mask, self.num_heads, q.dtype)
@@ -355,7 +357,7 @@ class MemoryCrossAttention(nn.Module):
         return out, kept.to(torch.promote_types(kept.dtype, torch.float32)).mean(dim=(1, 2))
 
     def _project(self, call: AttentionCall, weights: AttentionWeights) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [B, length, H, head_dim]."""
+        """Project to queries, keys and values, each [B, length, H, head_dim]."""
         q = self._heads(F.linear(call.query, weights.q, weights.q_bias))
         memory, position = call.memory, call.position
         if call.value is None and weights.packed is not None:

@@ -27,7 +27,7 @@ class MultiLayerQueryCrossAttention(nn.Module):
         num_layers: L.
 
     Raises:
-        TypeError, ValueError: what `MemoryCrossAttention` raises; `num_layers` that is no int of at least 1.
+        TypeError, ValueError: what `MemoryCrossAttention` raises, or `num_layers` is not an int of at least 1.
     """
 
     def __init__(
@@ -73,25 +73,26 @@ class MultiLayerQueryCrossAttention(nn.Module):
     def share(
         self, memory: Tensor, *, queries: int, position: Tensor | None = None, fuse: bool | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The memory to give to every layer, so that what the layers have in common is done once.
+        """Prepare a memory for all layers, so that their common work is done once.
 
-        Where the layers absorb their projections this is `ops.share_memory`: one gradient of the memory for all of
-        them. Where they project and `fuse`, keys and values of all layers are made here by one product, with the
-        weights of this moment. What is returned are ordinary tensors; a layer that is given another tensor, such as one
-        that reentrant checkpointing detached, does its part by itself. In `torch.compile` nothing is shared.
+        If the layers absorb their projections, `ops.share_memory` gives the memory one gradient for all of them. If
+        they project and `fuse` is set, one product makes keys and values of all layers here, with the weights of this
+        moment. The returned tensors are ordinary ones; a layer that gets another tensor, such as one that reentrant
+        checkpointing detached, computes its keys and values itself. In `torch.compile` nothing is shared.
 
         Args:
             memory: [B, M, C]; for modules that are not `batch_first`, [M, B, C], which is returned as it is.
-            queries: Q, how many queries a clip the layers will be called with.
-            position: shape of the memory, to be given to every layer with it.
-            fuse: whether to project for all layers at once; None for on CUDA. On CPUs it measures slower: keys and
-                values of a layer then lie far apart.
+            queries: Q, the number of queries a clip that the layers will be called with.
+            position: shape of the memory, which every layer must be given with it.
+            fuse: whether to project for all layers at once; None does so on CUDA. On CPUs it is slower, because keys
+                and values of a layer then lie far apart.
 
         Returns:
-            The memory, and with a position the pair (memory, position).
+            The memory; with a position, the pair (memory, position).
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device; `queries` that is no int of at least 0.
+            TypeError, ValueError: a tensor has the wrong dtype, shape or device, or `queries` is not an int of at
+                least 0.
         """
         name = f"{type(self).__name__}.share"
         layers = [layer for layer in self.layers if isinstance(layer, MemoryCrossAttention)]
@@ -119,7 +120,7 @@ class MultiLayerQueryCrossAttention(nn.Module):
         """Output of layer `i`, shape of the query; options are those of `MemoryCrossAttention.forward`.
 
         Raises:
-            TypeError, ValueError: `i` that is no int in -L..L-1; what the layer raises.
+            TypeError, ValueError: `i` is not an int in -L..L-1, or what the layer raises.
         """
         check_integer(f"{type(self).__name__}.layer", "i", i, -len(self.layers), len(self.layers) - 1, "layers")
         return self.layers[i](query, memory, **options)[0]
@@ -136,7 +137,7 @@ class MultiLayerQueryCrossAttention(nn.Module):
             options: as for `layer`, the same for every layer.
 
         Raises:
-            TypeError, ValueError: not one query tensor for each layer; what the layers raise.
+            TypeError, ValueError: there is not one query tensor for each layer, or what the layers raise.
         """
         if not isinstance(queries, (Tensor, Sequence)):
             raise TypeError(f"queries must be a tensor or a list of tensors, got {type(queries).__name__}.")
@@ -152,9 +153,9 @@ class MultiLayerQueryCrossAttention(nn.Module):
 
 
 def _readable_weights(layer: MemoryCrossAttention, memory: Tensor) -> PackedWeights | None:
-    """The weights where they can be read outside the layer's call, else None.
+    """The weights of a layer, or None if they cannot be read outside its call.
 
-    Not while they are sharded or offloaded, and not where a parametrization or a hook makes them at the call.
+    They cannot while they are sharded or offloaded, or if a parametrization or a hook makes them at the call.
     """
     weight, bias = layer.in_proj_weight, layer.in_proj_bias
     hooked = layer._forward_pre_hooks or "forward" in vars(layer)

@@ -22,7 +22,7 @@ Budget = Literal["frame", "clip"]
 
 
 class GatedTokens(NamedTuple):
-    """What `QueryGuidedTokenPruner` keeps.
+    """The tokens that `QueryGuidedTokenPruner` keeps.
 
     Attributes:
         tokens: [B, k, token_dim] kept tokens, in their original order; [B', k, token_dim] under a budget per clip, and
@@ -32,8 +32,8 @@ class GatedTokens(NamedTuple):
         score: [B, k] float32 scores; -inf for a masked pick.
         log_gate: [B, k] float32, to be added to attention scores: log sigmoid(score + gate_bias), or with
             straight-through 0 with the gradient of that; -inf for a masked pick.
-        scores: [B, N] float32 scores of all tokens ([B', F*N] under a budget per clip), or None where they were not
-            asked for.
+        scores: [B, N] float32 scores of all tokens ([B', F*N] under a budget per clip), or None if they were not asked
+            for.
     """
 
     tokens: Tensor
@@ -47,14 +47,14 @@ class QueryGuidedTokenPruner(nn.Module):
     """Keeps the tokens that a learned bilinear score ranks highest, and gates them differentiably.
 
     score[b, n] = reduce_q((W_q g_q) . (W_f x_n) / sqrt(score_dim)). W_f is folded into the few queries at run
-    time, so that no projected copy of the tokens is written. Where `token_proj` is more than its weight (an adapter, a
-    quantised or parametrized layer, hooks such as those of offloading) it is called with the tokens instead. Hooks on
-    all modules of the process alone, which profilers set, do not change the way.
+    time, so that no projected copy of the tokens is written. If `token_proj` does more than multiply by its weight (an
+    adapter, a quantised or parametrized layer, hooks such as those of offloading), it is called with the tokens
+    instead. Global module hooks, which profilers set, do not count.
 
     Args:
         token_dim: width of the tokens.
         query_dim: width of the queries.
-        score_dim: width of the space they are compared in.
+        score_dim: width of the space in which they are compared.
         keep: a float in (0, 1] is the share of tokens to keep, ceil(keep * N); an int >= 1 is their number,
             all of them where a segment has fewer.
         scoring, reduce: as in `ops.prune_tokens`.
@@ -67,8 +67,8 @@ class QueryGuidedTokenPruner(nn.Module):
             soft one in the backward pass (Bengio, Leonard and Courville, 2013).
 
     Raises:
-        TypeError, ValueError: an argument of the wrong type or out of range, or an unknown `scoring`, `reduce`,
-            `budget` or `gate`.
+        TypeError, ValueError: an argument is of the wrong type or out of range, or `scoring`, `reduce`, `budget` or
+            `gate` is unknown.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class QueryGuidedTokenPruner(nn.Module):
         nn.init.zeros_(self.gate_bias)
 
     def keep_count(self, size: int) -> int:
-        """Tokens kept of a segment of `size`."""
+        """The number of tokens that are kept of a segment of `size` tokens."""
         # `sym_min` and `sym_max` put no guard on a size that is traced.
         if isinstance(self.keep, int):
             return cast(int, torch.sym_min(self.keep, size))
@@ -136,10 +136,10 @@ class QueryGuidedTokenPruner(nn.Module):
             queries: [B', Q, query_dim], where B' divides B: with B = clips x frames in this order, B' may be the
                 number of clips, whose queries then serve all of its frames.
             mask: [B, N] bool, True for a token that takes part; None for all.
-            return_scores: whether the scores of all tokens are wanted, for a loss on them; they are computed once.
+            return_scores: whether to return the scores of all tokens too, for a loss on them.
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device; B' does not divide B; what
+            TypeError, ValueError: a tensor has the wrong dtype, shape or device, B' does not divide B, or what
                 `ops.prune_tokens` raises.
         """
         self._check(tokens, queries, mask)
@@ -194,7 +194,7 @@ class QueryGuidedTokenPruner(nn.Module):
             )
 
     def _draw(self, scores: Tensor, keep: int, mask: Tensor | None) -> Tensor:
-        """Mask [B, N] of `keep` tokens drawn by noisy scores, or of all unmasked ones where those are fewer."""
+        """Mask [B, N] of `keep` tokens drawn by noisy scores, or of all unmasked ones if those are fewer."""
         gumbel = -torch.empty_like(scores).exponential_().log()
         noisy = (scores + self.noise * gumbel).nan_to_num(nan=-torch.inf)
         if mask is not None:
@@ -205,7 +205,7 @@ class QueryGuidedTokenPruner(nn.Module):
     def _compared(self, tokens: Tensor, queries: Tensor) -> tuple[Tensor, Tensor, Scoring]:
         """Tokens [B, N, D] and queries [B', Q, D] whose products are the scores, and how to score them.
 
-        The tokens are the very ones given, and the queries hold W_f, where `token_proj` is its weight alone.
+        If `token_proj` only multiplies by its weight, the tokens are the given ones and the queries contain W_f.
         """
         # Not under autocast: rounding the queries to bfloat16 would flip selections.
         with without_autocast(queries.device.type):
@@ -217,7 +217,7 @@ class QueryGuidedTokenPruner(nn.Module):
                 check_like_weight(type(self).__name__, self.token_proj.weight, queries=query)
                 return tokens, query @ (self.token_proj.weight / math.sqrt(self.score_dim)), self.scoring
             projected = self.token_proj(tokens.to(input_dtype(self.token_proj, tokens)))
-            if self.scoring == "cosine":  # by the norm of the token itself
+            if self.scoring == "cosine":  # divide by the norm of the token itself
                 x = tokens.to(score_dtype(tokens, projected))
                 magnitude = row_magnitude(x)
                 projected = projected.to(x.dtype) / magnitude * inverse_norm(x / magnitude)[..., None]
@@ -225,7 +225,7 @@ class QueryGuidedTokenPruner(nn.Module):
 
     @staticmethod
     def _expand(query: Tensor, batch: int) -> Tensor:
-        """Queries [B', Q, D], each repeated for its B / B' segments."""
+        """Repeat each of the queries [B', Q, D] for its B / B' segments."""
         clips = query.shape[0]
         if clips == batch:
             return query

@@ -1,4 +1,4 @@
-"""STSB: from the LLM's hidden states at the bridging tokens to the queries of the spatial decoder."""
+"""STSB: turns the LLM's hidden states at the bridging tokens into the queries of the spatial decoder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..ops.core.checks import FLOATING, Expect, check_integer, check_tensors
 
 
 class BridgeQueries(NamedTuple):
-    """What `SemanticBridge` returns.
+    """The queries that `SemanticBridge` returns.
 
     Attributes:
-        interactive: `[L, B, M, C]`, the queries of decoder layer l.
+        interactive: `[L, B, M, C]`, queries of each decoder layer.
         aggregated: `[B, M, C]`, their softmax-weighted sum over layers.
     """
 
@@ -24,9 +24,9 @@ class BridgeQueries(NamedTuple):
 
 
 class SemanticBridge(nn.Module):
-    """Spatio-Temporal Semantic Bridging: per layer RMSNorm, Linear D -> C and a layer embedding.
+    """Spatio-temporal semantic bridging: RMSNorm, a projection D -> C and an embedding for each layer.
 
-    Source: the parts are named in arXiv 2604.08014; the layer embedding and the softmax weights are our choice.
+    Source: arXiv 2604.08014 names the parts; the layer embedding and the softmax weights are our choice.
 
     Args:
         hidden_dim: D, width of the LLM.
@@ -35,7 +35,7 @@ class SemanticBridge(nn.Module):
         multi_layer: False gives every decoder layer the projected states of the last LLM layer.
 
     Raises:
-        TypeError, ValueError: a width or a number of layers that is no int of at least 1.
+        TypeError, ValueError: a width or the number of layers is not an int of at least 1.
     """
 
     def __init__(self, hidden_dim: int, query_dim: int, num_layers: int, *, multi_layer: bool = True) -> None:
@@ -51,7 +51,7 @@ class SemanticBridge(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """All layers weigh the same at first."""
+        """Initialise so that all layers have the same weight."""
         nn.init.zeros_(self.layer_embedding)
         nn.init.zeros_(self.layer_logits)
 
@@ -62,7 +62,7 @@ class SemanticBridge(nn.Module):
             hidden_states: L tensors `[B, M, D]`, first LLM layer first.
 
         Raises:
-            TypeError, ValueError: not exactly L tensors; one of the wrong dtype, shape or device.
+            TypeError, ValueError: there are not exactly L tensors, or one has the wrong dtype, shape or device.
         """
         if len(hidden_states) != len(self.projections):
             raise ValueError(f"hidden_states must hold {len(self.projections)} layers, got {len(hidden_states)}.")

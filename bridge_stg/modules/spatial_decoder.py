@@ -1,4 +1,4 @@
-"""QGSL: the spatial decoder. Bridging queries in, one box and one presence per frame and tube hypothesis out."""
+"""The spatial decoder of QGSL: predicts a box and a presence for every frame and tube hypothesis."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from .multi_layer_query_cross_attention import MultiLayerQueryCrossAttention
 
 
 class DecodedTubes(NamedTuple):
-    """What `SpatialDecoder` returns, for every decoder layer (the last is the answer, the others are auxiliary).
+    """The output of `SpatialDecoder` for every decoder layer; the last is the answer, the others are auxiliary.
 
     Attributes:
         boxes: `[L, B, S, M, 4]` cxcywh in [0, 1], of at least float32.
-        presence: `[L, B, S, M]` logits: is the event on in this frame, by this hypothesis?
+        presence: `[L, B, S, M]`, logits of whether the event happens in the frame according to the hypothesis.
     """
 
     boxes: torch.Tensor
@@ -27,7 +27,7 @@ class DecodedTubes(NamedTuple):
 
 
 class TubeSelfAttention(nn.Module):
-    """Self-attention over the frames x queries of a clip; frames that are padding are not attended to."""
+    """Self-attention over all frames and queries of a clip; padding frames are not attended to."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class TubeSelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """x `[B, S*M, C]`; mask `[B, S*M]` bool, True where real, or None."""
+        """Attend within x `[B, S*M, C]`; mask is bool `[B, S*M]`, True where real, or None."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         attend = None if mask is None else mask[:, None, None]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attend)
@@ -44,7 +44,7 @@ class TubeSelfAttention(nn.Module):
 
 
 class SpatialDecoderLayer(nn.Module):
-    """Pre-norm self-attention and feed-forward; the cross-attention between them belongs to the decoder's stack."""
+    """Pre-norm self-attention and feed-forward; the decoder holds the cross-attention between them for all layers."""
 
     def __init__(self, dim: int, heads: int, ffn_dim: int) -> None:
         super().__init__()
@@ -60,21 +60,21 @@ class SpatialDecoderLayer(nn.Module):
 
 
 class SpatialDecoder(nn.Module):
-    """Query-Guided Spatial Localization.
+    """Query-guided spatial localisation.
 
     Frame query of layer l = interactive query of layer l + output of layer l-1 + time embedding. Each layer attends to
     itself over (frames x hypotheses), to the frame's kept tokens, and predicts a box refinement and a presence.
     Refinement in logit space from a reference box follows Deformable DETR (Zhu et al. 2021, section 4.3).
 
     Args:
-        dim: C.
-        heads: attention heads.
+        dim: C, width of queries and memory.
+        heads: number of attention heads.
         ffn_dim: hidden width of the feed-forward blocks.
-        num_layers: L.
-        learned_reference: start from a learned point instead of the one given to `forward`.
+        num_layers: L, number of layers.
+        learned_reference: whether to start from a learned point instead of the one given to `forward`.
 
     Raises:
-        TypeError, ValueError: a size that is no int of at least 1; `heads` that do not divide `dim`.
+        TypeError, ValueError: a size is not an int of at least 1, or `heads` does not divide `dim`.
     """
 
     def __init__(self, dim: int, heads: int, ffn_dim: int, num_layers: int, *, learned_reference: bool = False) -> None:
@@ -98,7 +98,7 @@ class SpatialDecoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The first boxes: at the middle where the reference is learned, a quarter of the frame wide and high."""
+        """Initialise the first boxes to a quarter of the frame's sides; a learned reference starts in the middle."""
         if self.learned_centre is not None:
             nn.init.zeros_(self.learned_centre)
         nn.init.constant_(self.initial_size, -1.1)  # sigmoid: a quarter
@@ -113,7 +113,7 @@ class SpatialDecoder(nn.Module):
         bias: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
     ) -> DecodedTubes:
-        """Decode the tubes.
+        """Decode the tubes of a batch of clips.
 
         Args:
             interactive: `[L, B, M, C]` from `SemanticBridge`.
@@ -124,8 +124,8 @@ class SpatialDecoder(nn.Module):
             frame_mask: `[B, S]` bool, False for padding frames.
 
         Raises:
-            TypeError, ValueError: a tensor of the wrong dtype, shape or device; `reference` is missing where it is
-                needed.
+            TypeError, ValueError: a tensor has the wrong dtype, shape or device, or `reference` is missing and none is
+                learned.
         """
         check_tensors(
             "SpatialDecoder",
@@ -145,7 +145,7 @@ class SpatialDecoder(nn.Module):
         else:
             raise ValueError("reference must be given: this decoder has no learned starting point.")
         box = torch.cat([centre, self.initial_size.expand(batch, frames, 2)], dim=-1)[:, :, None]
-        # Rounded to bfloat16, a box would be off by 0.4% of the frame.
+        # In bfloat16 a box would be off by 0.4% of the frame.
         box = box.expand(batch, frames, queries, 4).to(torch.promote_types(box.dtype, torch.float32))
         time = self.time_projection(sinusoidal_embedding(times, dim).to(memory.dtype))[:, :, None]  # [B, S, 1, C]
         token_mask = None if frame_mask is None else frame_mask.repeat_interleave(queries, dim=1)

@@ -1,4 +1,4 @@
-"""Losses, tube matching, the Trainer subclass, and YAML configurations."""
+"""Training: runs from YAML configurations, the Trainer subclass, and the data that it sees."""
 
 from ..models.losses import GroundingTargets, LossWeights, grounding_losses
 from .build_model import build_model

@@ -1,4 +1,4 @@
-"""`TrainingArguments` of a run: schedule, processes and precision as the configuration has them."""
+"""The Trainer's arguments for a run: schedule, ranks and precision as the configuration says."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from ..json_text import parse_json
 from .config import TrainingConfig
 
 
-def check_scale(config: TrainingConfig, processes: int) -> int:
-    """Clips of one batch of one process.
+def check_scale(config: TrainingConfig, world_size: int) -> int:
+    """The number of clips in a batch of one rank.
 
     Raises:
-        ConfigError: a number does not fit the number of processes, or the strategy does not fit another field.
+        ConfigError: a number does not fit the number of ranks, or the strategy does not fit another field.
     """
     scale, batch = config.scale, config.data.batch_size
-    share, rest = divmod(batch, processes * scale.accumulate)
+    share, rest = divmod(batch, world_size * scale.accumulate)
     if share < 1 or rest:
         raise ConfigError(
-            f"data.batch_size must be a multiple of processes x scale.accumulate ({processes} x {scale.accumulate}), "
+            f"data.batch_size must be a multiple of processes x scale.accumulate ({world_size} x {scale.accumulate}), "
             f"got {batch}."
         )
-    if processes % scale.replicas:
-        raise ConfigError(f"scale.replicas must divide the number of processes ({processes}), got {scale.replicas}.")
-    if scale.strategy == "fsdp2" and processes == 1:
+    if world_size % scale.replicas:
+        raise ConfigError(f"scale.replicas must divide the number of processes ({world_size}), got {scale.replicas}.")
+    if scale.strategy == "fsdp2" and world_size == 1:
         raise ConfigError("scale.strategy=fsdp2 shards over several processes, and there is 1: start it with torchrun.")
     if scale.strategy == "deepspeed" and scale.precision != "float32":
         raise ConfigError(
@@ -43,29 +43,29 @@ def check_scale(config: TrainingConfig, processes: int) -> int:
 
 
 def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: bool) -> TrainingArguments:
-    """Arguments of the Trainer; with `torchrun` this joins the group of processes.
+    """Make the arguments of the Trainer; under `torchrun` this joins the group of ranks.
 
     Raises:
         ConfigError: see `check_scale`; or DeepSpeed is not installed, or its settings cannot be read.
     """
-    _, processes = rank_and_size()
+    _, world_size = rank_and_size()
     data, schedule, scale = config.data, config.schedule, config.scale
-    share = check_scale(config, processes)
+    share = check_scale(config, world_size)
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "logs")
     on_cpu = scale.device == "cpu" or not torch.cuda.is_available()
     options: dict[str, Any] = {}
     accelerator: dict[str, Any] = {"even_batches": False, "split_batches": False, "dispatch_batches": False}
-    if processes > 1 and on_cpu:
+    if world_size > 1 and on_cpu:
         options["ddp_backend"] = "gloo"
     if scale.strategy == "fsdp2":
         from accelerate.parallelism_config import ParallelismConfig
 
-        # Or every process would keep the whole model's gradients from one accumulated batch to the next.
+        # Without it every rank would keep the whole model's gradients from one accumulated batch to the next.
         accelerator["gradient_accumulation_kwargs"] = {"sync_each_batch": True}
         options["fsdp"] = True
         options["fsdp_config"] = {"version": 2, "reshard_after_forward": True, "state_dict_type": "SHARDED_STATE_DICT"}
         options["parallelism_config"] = ParallelismConfig(
-            dp_replicate_size=scale.replicas, dp_shard_size=processes // scale.replicas
+            dp_replicate_size=scale.replicas, dp_shard_size=world_size // scale.replicas
         )
     elif scale.strategy == "deepspeed":
         options["deepspeed"] = _deepspeed_settings(scale.deepspeed)
@@ -97,10 +97,12 @@ def training_arguments(config: TrainingConfig, folder: Path, *, tensorboard: boo
         full_determinism=False,
         use_cpu=on_cpu,
         bf16=scale.precision == "bfloat16",
-        ddp_find_unused_parameters=True,  # a loss without a label anywhere in a step leaves its parameters alone
+        ddp_find_unused_parameters=True,  # a loss that has no label in a step leaves its parameters without gradient
         **options,
     )
-    if on_cpu and arguments.device.index is not None:  # of one CPU process among several; older torch cannot load to it
+    if (
+        on_cpu and arguments.device.index is not None
+    ):  # one of several CPU ranks has an index, which older torch cannot load to
         arguments.__dict__["_setup_devices"] = torch.device("cpu")
     return arguments
 
@@ -118,8 +120,8 @@ def _deepspeed_settings(path: str | None) -> dict[str, Any]:
             raise ConfigError(f"scale.deepspeed: {path} cannot be read as DeepSpeed settings: {error}.") from error
         if not isinstance(settings, dict):
             raise ConfigError(f"scale.deepspeed: {path} must hold a mapping of DeepSpeed settings.")
-    settings.setdefault("zero_allow_untested_optimizer", True)  # the optimizer is ours, with its rates
+    settings.setdefault("zero_allow_untested_optimizer", True)  # the optimizer is our own, with two learning rates
     settings.setdefault("zero_force_ds_cpu_optimizer", False)
-    # What the configuration says already; it wins over the file.
+    # These are set in the configuration, which wins over the file.
     given = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
     return settings | dict.fromkeys(given, "auto")

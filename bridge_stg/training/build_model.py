@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from transformers import set_seed
 
 from ..data.scene import VOCABULARY
@@ -12,6 +13,7 @@ from ..errors import ConfigError
 from ..models import BridgeSTGForVideoGrounding, BridgeSTGProcessor, load_model
 from ..models.tiny import tiny_config, tiny_processor
 from .config import TrainingConfig
+from .memory_plan.checkpoint_sizes import backbone_config
 
 SHIPPED = "tiny"
 """What `start_from` calls the checkpoint that comes with the package; a folder of that name is ./tiny."""
@@ -19,65 +21,79 @@ SHIPPED = "tiny"
 logger = logging.getLogger(__name__)
 
 
-def build_model(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
-    """A fresh model and its processor, tiny or on a backbone.
+def build_model(
+    config: TrainingConfig, device: Literal["cpu", "meta"] = "cpu"
+) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
+    """Build a fresh model, tiny or on a backbone, and its processor.
 
-    `start_from` gives what trains its weights, wherever name and shape agree.
+    `start_from` gives what trains its weights, wherever name and shape agree, so that a switch that changes the
+    architecture can be trained from the same start as its baseline.
 
-    A switch that changes the architecture can so be trained from the same start as its baseline.
+    Args:
+        device: "meta" gives shapes without numbers, for the memory plan: nothing is read but the configuration of the
+            backbone, and `start_from` and `backbone.liger`, which change no shape, are left out.
 
     Raises:
-        ConfigError: a field of `model` or `processor` is unknown or out of range.
+        ConfigError: a field of `model` or `processor` is unknown or out of range; on the meta device, the backbone is
+            neither a folder nor a checkpoint whose sizes are known.
         ModelError: `start_from` or the backbone cannot be loaded, or not be adapted as asked.
     """
     start = None
-    if config.start_from is not None:
+    if config.start_from is not None and device != "meta":
         start = load_model(None if config.start_from == SHIPPED else config.start_from)
     set_seed(config.seed)
-    model, processor = _fresh_tiny(config) if config.backbone.name is None else _fresh_on_backbone(config)
-    if config.backbone.liger:
+    try:
+        model = _fresh_model(config, device)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"The model cannot be built: {str(error).splitlines()[0]}") from error
+    if config.backbone.liger and device != "meta":
         model.apply_liger()
     if config.backbone.freeze:
         model.freeze_backbone()
     if (lora := config.lora).rank > 0:
         model.add_lora(lora.rank, alpha=lora.alpha, targets=lora.targets, dropout=lora.dropout)
     if start is not None:
-        weights = model.state_dict()
-        frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
-        known = {k: v for k, v in start.state_dict().items() if k in weights and v.shape == weights[k].shape}
-        known = {k: v for k, v in known.items() if k not in frozen}
-        model.load_state_dict(known, strict=False)
-        if fresh := sorted(weights.keys() - known.keys() - frozen):
-            logger.warning("%d tensors are not in %s and start fresh: %s", len(fresh), config.start_from, fresh)
-    return model, processor
+        _take_weights(model, start, config.start_from)
+    return model, model.processor
 
 
-def _fresh_tiny(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
-    bridge_tokens = config.model.get("bridge_tokens", 4)
-    try:
-        processor = tiny_processor(VOCABULARY, bridge_tokens=bridge_tokens, **config.processor)
-        model = BridgeSTGForVideoGrounding(tiny_config(processor, **config.model))
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"The model cannot be built: {error}") from error
-    model.processor = processor
-    return model, processor
-
-
-def _fresh_on_backbone(config: TrainingConfig) -> tuple[BridgeSTGForVideoGrounding, BridgeSTGProcessor]:
+def _fresh_model(config: TrainingConfig, device: str) -> BridgeSTGForVideoGrounding:
     backbone = config.backbone
-    assert backbone.name is not None
-    model = BridgeSTGForVideoGrounding.from_backbone(
-        backbone.name,
+    if backbone.name is None:
+        bridge_tokens = config.model.get("bridge_tokens", 4)
+        processor = tiny_processor(VOCABULARY, bridge_tokens=bridge_tokens, **config.processor)
+        with torch.device(device):
+            model = BridgeSTGForVideoGrounding(tiny_config(processor, **config.model))
+        model.processor = processor
+        return model
+    return BridgeSTGForVideoGrounding.from_backbone(
+        backbone_config(backbone.name) if device == "meta" else backbone.name,
         processor=config.processor,
         dtype=backbone.dtype,
         attn_implementation=backbone.attn_implementation,
         **config.model,
     )
-    return model, model.processor
+
+
+def _take_weights(model: BridgeSTGForVideoGrounding, start: BridgeSTGForVideoGrounding, name: str | None) -> None:
+    """Copy what `model` trains from `start`, wherever name and shape agree; log what stays fresh."""
+    weights = model.state_dict()
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    known = {
+        key: value
+        for key, value in start.state_dict().items()
+        if key in weights and key not in frozen and value.shape == weights[key].shape
+    }
+    model.load_state_dict(known, strict=False)
+    if fresh := sorted(weights.keys() - known.keys() - frozen):
+        logger.warning("%d tensors are not in %s and start fresh: %s", len(fresh), name, fresh)
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Have the layers of LLM and vision tower keep their inputs only, and compute the rest again when going back."""
+    """Make the layers of LLM and vision tower keep their inputs only, and compute the rest again in the backward pass.
+
+    Checkpoints are non-reentrant, as DDP and frozen inputs need them.
+    """
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    model.disable_input_require_grads()  # or a frozen vision tower would go back for nothing, and keep what that takes
+    model.disable_input_require_grads()  # or gradients would run through a frozen vision tower for nothing

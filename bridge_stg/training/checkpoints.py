@@ -1,4 +1,4 @@
-"""Checkpoints that appear whole or not at all, whatever moment the run is killed at."""
+"""Checkpoints that appear whole or not at all, at whatever moment the run is killed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from safetensors import SafetensorError
 from ..errors import OutputError
 
 STAGING = ".incomplete"
-"""Folder in the run's folder in which a checkpoint is written; it gets its name once it is whole."""
+"""Folder inside the run's folder where a checkpoint is written; it moves to its name once it is whole."""
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @contextmanager
 def saving(what: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what torch, safetensors and the system raise where a file cannot be written into one sentence.
+    """Turn the errors of torch, safetensors and the system about a file that cannot be written into one sentence.
 
     Raises:
-        OutputError: it cannot be, as on a full disk.
+        OutputError: `what` cannot be saved, as on a full disk.
     """
     try:
         yield
@@ -35,27 +35,27 @@ def saving(what: str | os.PathLike[str]) -> Iterator[None]:
         raise OutputError(f"{what} cannot be saved: {reason.rstrip('.')}.") from error
 
 
-_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos")  # its errors of writing have no type of their own
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "unexpected pos")  # torch has no type for errors of writing
 
 
 def latest_checkpoint(run: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint of the highest step in a run's folder, None where there is none."""
+    """The checkpoint of the highest step in a run's folder, or None."""
     found = [(int(match[1]), entry) for entry in Path(run).iterdir() if (match := _NAME.fullmatch(entry.name))]
     return max(found)[1] if found else None
 
 
 def clear_staging(run: str | os.PathLike[str]) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove the half-written checkpoint that a killed run left."""
     shutil.rmtree(Path(run) / STAGING, ignore_errors=True)
 
 
 def publish(run: str | os.PathLike[str], keep: int | None) -> None:
-    """Give the staged checkpoint its place among the others, durably, and remove all but the newest `keep`."""
+    """Move the staged checkpoint to its place, flushed to disk, and remove all but the newest `keep`."""
     run = Path(run)
     for staged in (run / STAGING).iterdir():
         _flush(staged)
         target = run / staged.name
-        if target.exists():  # the same step again; rename does not replace a folder that holds something
+        if target.exists():  # of the same step; rename does not replace a folder with content
             shutil.rmtree(target)
         os.rename(staged, target)
     _flush_folder(run)
@@ -67,7 +67,7 @@ def publish(run: str | os.PathLike[str], keep: int | None) -> None:
 
 
 def publish_files(staged: Path, target: Path) -> None:
-    """Move the files of a finished folder into `target`, weights last: a model folder is one once it has them."""
+    """Move the files of a finished folder into `target`, weights last, as they make it a model folder."""
     _flush(staged)
     files = sorted(staged.iterdir(), key=lambda file: (file.suffix == ".safetensors", file.name))
     for file in files:

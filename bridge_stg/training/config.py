@@ -57,12 +57,12 @@ class DataConfig:
 
     Attributes:
         sources: annotated datasets by name, mixed by weight, see `GroundingStream`.
-        max_tokens: bound of a process's batch from `sources`, in LLM tokens with padding; None bounds the clips only.
-        batch_size: clips of one optimiser step, over all processes and accumulated batches. From `sources` it is the
+        max_tokens: bound of a rank's batch from `sources`, in LLM tokens with padding; None bounds the clips only.
+        batch_size: clips of one optimiser step, over all ranks and accumulated batches. From `sources` it is the
             most: batches of long clips hold fewer (`max_tokens`).
         spatial_frames, positive_ratio, negatives, answer_dropout: see `ItemOptions`.
         images_per_clip, phases: of the synthetic curriculum alone.
-        workers: loader processes of every training process.
+        workers: loader processes of every rank.
     """
 
     sources: dict[str, SourceConfig] = field(default_factory=dict)
@@ -137,12 +137,12 @@ class LoraSettings:
 
 @dataclass
 class ScaleConfig:
-    """How a run is spread over processes (`torchrun`) and what it does to save memory.
+    """How a run is spread over ranks (`torchrun`), and what it does to save memory.
 
     Attributes:
-        strategy: "ddp" (every process holds the model), "fsdp2" (weights, gradients and optimiser are sharded) or
-            "deepspeed"; a single process needs none of them, except that deepspeed works for one too.
-        replicas: of "fsdp2": groups of processes that hold a whole model each; 1 shards over all processes.
+        strategy: "ddp" (every rank holds the model), "fsdp2" (weights, gradients and optimiser are sharded) or
+            "deepspeed"; a single rank needs none of them, except that deepspeed works for one too.
+        replicas: of "fsdp2": groups of ranks that hold a whole model each; 1 shards over all ranks.
         deepspeed: JSON file of DeepSpeed's settings; None takes ZeRO stage 2.
         accumulate: batches a step, one after the other; divides `data.batch_size`.
         precision: "float32", or "bfloat16": the backbone computes in bfloat16 on float32 weights. A frozen backbone
@@ -187,10 +187,10 @@ class TrainingConfig:
 
 
 def check_config(config: TrainingConfig, source: str = "the configuration") -> TrainingConfig:
-    """The configuration with every value of its kind, each checked.
+    """Check every value of a configuration, and give each its declared type.
 
     Args:
-        source: where it stands; begins the message.
+        source: where the configuration stands, with which a message begins.
 
     Raises:
         ConfigError: an unknown field of the model, of the processor or of a phase's losses, or a value that is not of
@@ -212,10 +212,10 @@ def _read(values: Any, source: str) -> TrainingConfig:
 
 
 def refuse_unused(config: TrainingConfig) -> None:
-    """See that a run uses what is set.
+    """Refuse fields that the run would ignore.
 
     Raises:
-        ConfigError: a field that only a pretrained backbone or annotated data has a use for is set without one.
+        ConfigError: a field that only a pretrained backbone or annotated data uses is set without one.
     """
     fresh = BackboneConfig()
     for name in ("dtype", "attn_implementation"):

@@ -1,4 +1,4 @@
-"""What made a run is kept in its folder, so that no other run goes on with it."""
+"""The record of a run: its folder says which configuration made it, so that no other run continues it."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ MAY_CHANGE = (
     "scale.device",
     "scale.gradient_checkpointing",
 )
-"""Fields that a run may go on with other values of: they say how far, how often and where, not what is learnt."""
+"""Fields that may differ when a run is continued: they say how far, how often and where, not what is learnt."""
 
 logger = logging.getLogger(__name__)
 
 
-def what_makes(config: TrainingConfig, build: Callable[..., Any]) -> dict[str, Any]:
-    """By dotted name, all that decides what a run learns: the configuration, and the function that builds the model."""
+def facts_of_run(config: TrainingConfig, build: Callable[..., Any]) -> dict[str, Any]:
+    """Everything that decides what a run learns, by dotted name: its configuration, and what builds its model."""
     while isinstance(build, partial):
         build = build.func
     fields = {name: value for name, value in _flat(asdict(config)) if name not in MAY_CHANGE}
     return parse_json(dump_json({**fields, "build": f"{build.__module__}.{build.__qualname__}"}))
 
 
-def refuse_another(folder: Path, made: Mapping[str, Any]) -> None:
-    """See that what is in a run's folder was made as this run would make it.
+def check_same_run(folder: Path, made: Mapping[str, Any]) -> None:
+    """Check that a folder holds nothing, or a run that was made with the same facts.
 
     Raises:
         OutputError: it holds a checkpoint or a model of another run.
@@ -58,13 +58,15 @@ def refuse_another(folder: Path, made: Mapping[str, Any]) -> None:
             raise OutputError(f"{folder} is made with {name} {dump_json(old)}, not {dump_json(new)}; {again}.")
 
 
-def settle_processor(folder: Path, processor: BridgeSTGProcessor, made: Mapping[str, Any], *, resumed: bool) -> None:
-    """Write a fresh run's processor and its record; of a resumed one, see that the files are as it wrote them.
+def save_or_check_processor(
+    folder: Path, processor: BridgeSTGProcessor, made: Mapping[str, Any], *, resumed: bool
+) -> None:
+    """Write the processor and the record of a fresh run; check the files of a resumed one.
 
-    A file that was cut off or removed since is written again, where this processor is the one that the run began with.
+    A file that was cut off or removed since is written again from `processor`, if that is the one the run began with.
 
     Raises:
-        ModelError: it is not.
+        ModelError: a file is broken, and `processor` is another one.
         OutputError: `folder` cannot be written.
     """
     record = _read(folder) if resumed else None
@@ -88,7 +90,7 @@ def settle_processor(folder: Path, processor: BridgeSTGProcessor, made: Mapping[
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
-    """The record of a run; None where there is none that can be read, for it is written whole."""
+    """The record of a run, or None; one that cannot be read was not written here, as records appear whole."""
     try:
         record = parse_json((folder / RECORD).read_bytes())
     except (FileNotFoundError, ValueError):

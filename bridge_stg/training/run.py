@@ -28,7 +28,7 @@ from .data.batches import LengthAwareBatches
 from .data.collate import TrainingBatch, collate_grounding
 from .data.item import ItemOptions
 from .data.synthetic import Phase, SyntheticCurriculum
-from .record import refuse_another, settle_processor, what_makes
+from .record import check_same_run, facts_of_run, save_or_check_processor
 from .trainer import BridgeSTGTrainer
 
 FRAME_SIZE = (64, 64)
@@ -46,26 +46,30 @@ def train(
     build: Callable[[TrainingConfig], tuple[Any, BridgeSTGProcessor]] = build_model,
     collate: Callable[..., TrainingBatch] = collate_grounding,
 ) -> BridgeSTGTrainer:
-    """Train and save model and processor in `output`; a checkpoint found there is resumed, exactly.
+    """Train a model, and save it with its processor in `output`; a checkpoint found there is resumed exactly.
 
     A folder that another configuration made is refused; `record.MAY_CHANGE` lists what may change: steps, saving,
-    logging, loader processes, memory.
-
-    Under `torchrun` every process calls it.
+    logging, loader processes, memory. Under `torchrun` every rank calls this.
 
     Args:
-        build, collate: the model and its batches; others than the default train a baseline in the same way.
+        config: checked here.
+        output: folder of checkpoints, logs and the final model.
+        callbacks: of `transformers.Trainer`.
         max_seconds: stop cleanly after that long, with a checkpoint to resume from.
+        tensorboard: whether to write logs for TensorBoard.
+        build, collate: make the model and its batches; a baseline is trained the same way with its own.
 
     Raises:
-        ConfigError, ModelError, OutputError.
+        ConfigError: a field, or a combination of fields, cannot be used.
+        ModelError: the backbone or `start_from` cannot be loaded.
+        OutputError: `output` cannot be written, or holds another run.
     """
     config = check_config(config)
     refuse_unused(config)
     check_rendezvous()
     folder = ensure_writable_folder(output)
-    made = what_makes(config, build)
-    refuse_another(folder, made)
+    made = facts_of_run(config, build)
+    check_same_run(folder, made)
     resumed = latest_checkpoint(folder)
     arguments = training_arguments(config, folder, tensorboard=tensorboard)
     model, processor = build(config)
@@ -73,8 +77,8 @@ def train(
         checkpoint_activations(model)
     with arguments.main_process_first(local=False, desc="the processor"):
         if arguments.should_save:
-            settle_processor(folder, processor, made, resumed=resumed is not None)
-        if resumed is not None:  # it keeps the vocabulary that it began with
+            save_or_check_processor(folder, processor, made, resumed=resumed is not None)
+        if resumed is not None:  # the run keeps the vocabulary that it began with
             processor = model.processor = BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
     schedule = config.schedule
     dataset, batches = _data(config, processor, arguments, folder)
@@ -98,7 +102,7 @@ def train(
 def _data(
     config: TrainingConfig, processor: BridgeSTGProcessor, arguments: Any, folder: Path
 ) -> tuple[Any, LengthAwareBatches | None]:
-    """What a run sees, and in which batches; None takes it in order."""
+    """The training set, and the batches of its places; None for batches means to take places in order."""
     data = config.data
     if not data.sources:
         return _curriculum(config), None
@@ -158,7 +162,7 @@ def _item_options(data: DataConfig) -> ItemOptions:
 
 
 def _save(trainer: BridgeSTGTrainer, folder: Path) -> None:
-    """The final model, beside its processor; its weights appear last, and whole."""
+    """Save the final model beside its processor; the weights appear last, and whole."""
     weights = trainer.whole_state_dict()
     if trainer.args.should_save:
         staged = ensure_writable_folder(folder / _FINAL)
@@ -183,7 +187,7 @@ class StopAfter(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.started is not None
         over = torch.tensor(self.clock() - self.started >= self.seconds, dtype=torch.int32, device=args.device)
-        if dist.is_initialized():  # clocks differ, and all processes must stop at the same step
+        if dist.is_initialized():  # clocks differ, and all ranks must stop at the same step
             dist.all_reduce(over, dist.ReduceOp.MAX)
         if over:
             control.should_save = True

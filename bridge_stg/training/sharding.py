@@ -1,4 +1,4 @@
-"""What FSDP2 needs to know of the model: the spatial half is sharded in parts of its own, in float32."""
+"""Sharding a model with FSDP2: which modules are sharded on their own, and in which precision."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.distributed.device_mesh import DeviceMesh
 def shard_spatial_half(model: Any, mesh: DeviceMesh | None) -> None:
     """Apply `fully_shard` to every module of the spatial half, in place, before the rest of the model is sharded.
 
-    Mixed precision of the rest casts weights to bfloat16 as they are gathered; boxes in bfloat16 would be off by
-    0.4% of a frame.
+    The spatial half stays in float32: FSDP2 casts the other weights to bfloat16 as it gathers them, and boxes in
+    bfloat16 would be off by 0.4% of a frame.
 
     Args:
         model: a `BridgeSTGForVideoGrounding`.
-        mesh: of the processes; None takes the default one.
+        mesh: device mesh of the ranks; None takes the default one.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -29,24 +29,24 @@ def shard_spatial_half(model: Any, mesh: DeviceMesh | None) -> None:
 
 
 def mixed_precision(dtype: torch.dtype) -> Any:
-    """FSDP2's policy: weights are gathered in `dtype`, gradients summed in float32, times and boxes left alone."""
+    """The policy that gathers weights in `dtype`, sums gradients in float32 and casts no inputs (times and boxes)."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def layers_to_shard(model: Any) -> list[str]:
-    """Names of the classes that FSDP2 gathers one at a time: the layers of the LLM and of the vision tower."""
+    """Names of the classes of layers that FSDP2 gathers one at a time, of the LLM and of the vision tower."""
     backbone: Any = model.backbone.model
     stacks: list[nn.ModuleList] = [backbone.language_model.layers, backbone.visual.blocks]
     return sorted({type(layer).__name__ for stack in stacks for layer in stack})
 
 
 def load_sharded_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Read what accelerate's `save_fsdp_optimizer` wrote, into shards of any number of processes.
+    """Read what accelerate's `save_fsdp_optimizer` wrote, into the shards of any number of ranks.
 
-    Parameters that had no state yet when it was written have none afterwards: torch gives all of them a state so as to
-    fill it, and counts that as a first step.
+    Parameters that had no state when it was written have none afterwards: torch gives every parameter a state before it
+    loads, which would count as a first step.
     """
     from torch.distributed.checkpoint import FileSystemReader, load
     from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
@@ -63,10 +63,7 @@ def load_sharded_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, f
 
 
 def shard_on_cpu_too() -> None:
-    """Let accelerate use FSDP2 in a group of CPU processes.
-
-    It looks for FSDP only where its processes are on accelerators, though nothing that it does then needs one.
-    """
+    """Let accelerate use FSDP2 in a group of CPU processes, for which it does not look for FSDP otherwise."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
 

@@ -1,4 +1,4 @@
-"""`BridgeSTGTrainer`: the Hugging Face Trainer with the losses of Bridge-STG, batches in order, whole checkpoints."""
+"""`BridgeSTGTrainer`: the Hugging Face Trainer with our losses, batches in order and checkpoints that are whole."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from .sharding import layers_to_shard, load_sharded_optimizer, mixed_precision, 
 
 
 class BridgeSTGTrainer(Trainer):
-    """Adds to `transformers.Trainer`: the weighted losses, each logged by name, and tube matching after a warmup.
+    """`transformers.Trainer` with weighted losses, each logged by name, and tube matching after a warmup.
 
     The training set is read in order (a curriculum or a stream decides what comes when), so that a resumed run sees
-    exactly the items that an uninterrupted one would have seen. Losses are means over a step's batches of all
-    processes: a step is the same however it is cut into batches and shared. A checkpoint appears under its name once
-    it is whole.
+    exactly the items that an uninterrupted one would have seen. Losses are means over the batches of a step on all
+    ranks: a step is the same however it is cut into batches and shared. A checkpoint appears under its name once it is
+    whole.
 
     Args:
         loss_weights: weight of every term at a step; 0 switches a term off.
         match_after: step from which only the tube hypothesis of least cost is supervised; before it all are.
-        batches: places of the training set, batch by batch: batch k is that of process k modulo their number. None
-            cuts the training set into batches of `per_device_train_batch_size`.
+        batches: places of the training set, batch by batch; batch k goes to rank k modulo the world size. None cuts
+            the training set into batches of `per_device_train_batch_size`.
         backbone_learning_rate: of the backbone's parameters; None takes `learning_rate`.
         args, kwargs: of `transformers.Trainer`.
     """
@@ -78,7 +78,7 @@ class BridgeSTGTrainer(Trainer):
         )
         return self.accelerator.prepare(loader)
 
-    # Processes -------------------------------------------------------------------------------------------------
+    # Ranks -----------------------------------------------------------------------------------------------------
 
     def create_accelerator_and_postprocess(self) -> None:
         if self.args.fsdp:
@@ -88,7 +88,7 @@ class BridgeSTGTrainer(Trainer):
         super().create_accelerator_and_postprocess()
 
     def create_optimizer(self, *args: Any) -> torch.optim.Optimizer:
-        """AdamW with one rate for the backbone and one for the rest; weights decay, biases and norms do not."""
+        """Make AdamW, with one rate for the backbone and one for the rest; biases and norms do not decay."""
         existing: Any = getattr(self, "optimizer", None)
         if existing is not None:
             return existing
@@ -121,7 +121,8 @@ class BridgeSTGTrainer(Trainer):
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         if self.is_fsdp_enabled:
-            # accelerate has just matched sharded parameters to the optimiser's by address, which empty shards share.
+            # accelerate has just put sharded parameters into the optimizer by address. Empty shards share one address,
+            # so that they are put in again by name.
             parameters = dict(cast(torch.nn.Module, self.model).named_parameters())
             assert self.optimizer is not None
             for group, names in zip(self.optimizer.param_groups, self._grouped_names, strict=True):
@@ -129,12 +130,12 @@ class BridgeSTGTrainer(Trainer):
         return super().create_scheduler(*args, **kwargs)
 
     def _mesh(self) -> Any:
-        """The mesh that accelerate shards over."""
+        """The device mesh that accelerate shards over."""
         mesh, settings = self.accelerator.torch_device_mesh, self.accelerator.parallelism_config
         return None if mesh is None else mesh[tuple(settings.fsdp_dim_names)]
 
-    def _over_processes(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over all processes."""
+    def _sum_over_ranks(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum a tensor over all ranks, in place."""
         if self.args.world_size > 1:
             dist.all_reduce(values)
         return values
@@ -142,7 +143,7 @@ class BridgeSTGTrainer(Trainer):
     # Losses ----------------------------------------------------------------------------------------------------
 
     def get_batch_samples(self, *args: Any) -> tuple[list[TrainingBatch], Any]:
-        """The batches of one step of this process; counts the labels of the step over all processes."""
+        """Take the batches of this rank for one step, and count the labels of the step over all ranks."""
         samples, items = super().get_batch_samples(*args)
         network: Any = self.accelerator.unwrap_model(self.model)
         vision = network.config.backbone_config.vision_config
@@ -154,7 +155,7 @@ class BridgeSTGTrainer(Trainer):
             centres = network.memory_centres(tuple(grids[0][1:]), device)
             counts.append(count_labels(targets, (batch["labels"][:, 1:] != -100).sum(), frames, centres))
         if counts:
-            total = self._over_processes(torch.stack(counts).sum(0).to(self.args.device))
+            total = self._sum_over_ranks(torch.stack(counts).sum(0).to(self.args.device))
             self._labels = LabelCounts(*total.tolist())
             self._batches = len(counts) * self.args.world_size
         return samples, items
@@ -162,7 +163,7 @@ class BridgeSTGTrainer(Trainer):
     def compute_loss(
         self,
         model: torch.nn.Module,
-        inputs: TrainingBatch,  # type: ignore[override]
+        inputs: TrainingBatch,
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | None = None,
     ) -> Any:
@@ -182,7 +183,7 @@ class BridgeSTGTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the mean of every loss term since the last entry."""
         if "loss" in logs and self._sums:
-            sums = self._over_processes(torch.stack(list(self._sums.values()))) / self.args.world_size
+            sums = self._sum_over_ranks(torch.stack(list(self._sums.values()))) / self.args.world_size
             for name, value in zip(self._sums, sums.tolist(), strict=True):
                 logs[f"loss_{name}"] = round(value / self._counts[name], 4)
             self._sums, self._counts = {}, {}
@@ -195,7 +196,7 @@ class BridgeSTGTrainer(Trainer):
         return f"{folder}/{STAGING}" if self._staging else folder
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        """Write the checkpoint aside, and give it its name once every process has written its share."""
+        """Write a checkpoint in the staging folder, and move it to its name once every rank has written its share."""
         with saving(f"A checkpoint in {self.args.output_dir}"):
             if self.args.should_save:
                 clear_staging(self.args.output_dir)
@@ -211,7 +212,7 @@ class BridgeSTGTrainer(Trainer):
             self.accelerator.wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load through `from_pretrained`: saved names differ from the module's, and a plain load would miss them."""
+        """Load through `from_pretrained`, as saved names differ from those of the modules."""
         if self.is_fsdp_enabled:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
             return
@@ -229,7 +230,7 @@ class BridgeSTGTrainer(Trainer):
         cast(Any, self.lr_scheduler).load_state_dict(schedule)
 
     def whole_state_dict(self) -> dict[str, torch.Tensor] | None:
-        """Weights gathered from all processes, for the first of them; None where every process holds them anyway."""
+        """The weights gathered on rank 0; None where every rank holds them anyway."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return None
         return self.accelerator.get_state_dict(self.model_wrapped)

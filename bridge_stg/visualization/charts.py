@@ -52,17 +52,16 @@ def draw_timeline(
     duration: float,
     colors: Colors,
     font_size: float,
-    start_time: float = 0.0,
 ) -> None:
-    """Presence curve over bars of the predicted and, where known, the true interval, over the whole clip.
+    """Draw the presence curve over bars of the predicted and, where known, the true interval, over the whole video.
 
     Args:
-        duration: of the clip, seconds.
-        start_time: of its first frame on the file's own clock, which `result` is on; `sample` counts from that frame.
+        duration: of the video, seconds.
     """
+    begin = result.start_time  # `sample` counts from the first frame, `result` is on the file's own clock
     rows = [("predicted", result.interval, colors.predicted)]
     if sample is not None and sample.interval is not None:
-        true_start, true_end = (edge + start_time for edge in sample.interval)
+        true_start, true_end = (edge + begin for edge in sample.interval)
         rows.append(("true", (true_start, true_end), colors.true))
     ticks, labels = [], []
     if result.presence:
@@ -78,13 +77,13 @@ def draw_timeline(
         ticks, labels = [0.5], ["presence"]
     for row, (label, (start, end), color) in enumerate(rows):
         y = -0.3 - 0.36 * row
-        axes.barh(y, duration, left=start_time, height=0.22, color=colors.line, alpha=0.55, linewidth=0)
+        axes.barh(y, duration, left=begin, height=0.22, color=colors.line, alpha=0.55, linewidth=0)
         axes.barh(y, max(end - start, duration / 400), left=start, height=0.22, color=color, linewidth=0)
         ticks.append(y)
         labels.append(label)
     axes.set_ylim(-0.3 - 0.36 * (len(rows) - 1) - 0.2, 1.06 if result.presence else 0)
     axes.set_yticks(ticks, labels)
-    _finish(axes, start_time + duration, colors, font_size, start=start_time)
+    _finish(axes, begin + duration, colors, font_size, start=begin)
     axes.tick_params(axis="y", length=0)
 
 
@@ -94,20 +93,15 @@ def draw_extents(
     sample: GroundingSample | None,
     colors: Colors,
     font_size: float,
-    start_time: float = 0.0,
 ) -> None:
-    """The tube as bands over time: left to right, top to bottom, and box IoU where truth is known.
-
-    Args:
-        start_time: see `draw_timeline`.
-    """
+    """Draw the tube as bands over time: left to right, top to bottom, and box IoU where truth is known."""
     tube = {entry.frame: (entry.time, entry.box) for entry in result.tube}
     truth = true_boxes(sample)
     period = 1 / result.fps
     axes = figure.subplots(1, 3 if truth else 2)
     ends = [*result.interval]
     if sample is not None and sample.interval is not None:
-        ends += [edge + start_time for edge in sample.interval]
+        ends += [edge + result.start_time for edge in sample.interval]
     for panel, (low, title, limit) in enumerate(
         ((0, "left and right edge, px", result.width), (1, "top and bottom edge, px", result.height))
     ):
@@ -134,7 +128,7 @@ def draw_extents(
                 "-",
             )
             points = {
-                tube[frame][0] if frame in tube else start_time + frame * period: box[side]
+                tube[frame][0] if frame in tube else result.start_time + frame * period: box[side]
                 for frame, box in truth.items()
             }
             _steps(chart, points, period, colors.true, font_size / 5, "--")

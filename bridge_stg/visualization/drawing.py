@@ -59,8 +59,8 @@ def render_frame(
     if true is not None:
         _draw_box(image, np.multiply(true, scale), TRUE, thickness, _corners)
     if predicted is not None:
-        parts = _dashes if predicted.interpolated else _outline
-        _draw_box(image, np.multiply(predicted.box, scale), PREDICTED, thickness, parts)
+        strokes = _dashes if predicted.interpolated else _outline
+        _draw_box(image, np.multiply(predicted.box, scale), PREDICTED, thickness, strokes)
     return image
 
 
@@ -72,8 +72,8 @@ def scale_frame(frame: np.ndarray, scale: float) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-# The parts of a line that are drawn, as (from, to) fractions of its length in pixels.
-Parts = Callable[[float, int], list[tuple[float, float]]]
+# (length, thickness), in pixels -> the strokes that are drawn of a line, as (from, to) fractions of its length.
+Strokes = Callable[[float, int], list[tuple[float, float]]]
 
 
 def _outline(length: float, thickness: int) -> list[tuple[float, float]]:
@@ -90,18 +90,18 @@ def _dashes(length: float, thickness: int) -> list[tuple[float, float]]:
     return [(part / count, (part + 1) / count) for part in range(0, count, 2)]
 
 
-def _draw_box(image: np.ndarray, box: np.ndarray, color: Color, thickness: int, parts: Parts) -> None:
+def _draw_box(image: np.ndarray, box: np.ndarray, color: Color, thickness: int, strokes: Strokes) -> None:
     """Draw the edges of a box (xyxy, continuous pixels) just inside it, over a dark halo of one line."""
     height, width = image.shape[:2]
     x1, x2 = (int(np.clip(v, 0, width - 1)) for v in (round(box[0]), round(box[2]) - 1))
     y1, y2 = (int(np.clip(v, 0, height - 1)) for v in (round(box[1]), round(box[3]) - 1))
     x2, y2 = max(x1, x2), max(y1, y2)
     mask = np.zeros((height, width), dtype=np.uint8)
-    for a, b in parts(x2 - x1, thickness):
+    for a, b in strokes(x2 - x1, thickness):
         left, right = round(x1 + a * (x2 - x1)), round(x1 + b * (x2 - x1))
         cv2.rectangle(mask, (left, y1), (right, min(y1 + thickness - 1, y2)), 1, cv2.FILLED)
         cv2.rectangle(mask, (left, max(y2 - thickness + 1, y1)), (right, y2), 1, cv2.FILLED)
-    for a, b in parts(y2 - y1, thickness):
+    for a, b in strokes(y2 - y1, thickness):
         top, bottom = round(y1 + a * (y2 - y1)), round(y1 + b * (y2 - y1))
         cv2.rectangle(mask, (x1, top), (min(x1 + thickness - 1, x2), bottom), 1, cv2.FILLED)
         cv2.rectangle(mask, (max(x2 - thickness + 1, x1), top), (x2, bottom), 1, cv2.FILLED)

@@ -26,8 +26,8 @@ def annotate_video(
 ) -> Path:
     """Write a copy of `video` as H.264 MP4, with frame count, size and frame times of the source.
 
-    The copy has no sound, is upright, in square pixels, and begins at 0 s: what `result` says of the source's own
-    clock is `VideoInfo.start_time` earlier there. Where a frame cannot be decoded, the nearest one stands in.
+    The copy has no sound, is upright, in square pixels, and begins at 0 s: times of `result`, which are on the source's
+    own clock, are `result.start_time` earlier there. Where a frame cannot be decoded, the nearest one stands in.
 
     Drawn in every frame: the sentence, and a time bar with the predicted interval, the true one (where
     `sample` is given) and the present. Inside the intervals: the predicted box, dashed where it was
@@ -86,7 +86,7 @@ def _mean_height(result: GroundingResult, info: VideoInfo) -> float:
 
 def _time_bar(info: VideoInfo, result: GroundingResult, sample: GroundingSample | None) -> np.ndarray:
     """RGBA band over the whole clip's time: one row for the predicted interval, one for the true one."""
-    start, end = (edge - info.start_time for edge in result.interval)
+    start, end = (edge - result.start_time for edge in result.interval)
     rows: list[tuple[tuple[float, float], Color]] = [((start, end), PREDICTED)]
     if sample is not None and sample.interval is not None:
         rows.append((sample.interval, TRUE))

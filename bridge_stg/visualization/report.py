@@ -17,12 +17,10 @@ from markupsafe import Markup
 
 from ..data import GroundingSample, VideoInfo, decode_frames, probe
 from ..errors import VideoError
-from ..evaluation.metrics import SampleScore, score_sample
-from ..evaluation.predictions import Prediction
 from ..files import ensure_writable_folder, write_text
 from .charts import draw_extents, draw_loss, draw_timeline, to_svg, writable
 from .drawing import render_frame, scale_frame, true_boxes
-from .strip import pick_frames
+from .strip import pick_frames, score_result
 
 if TYPE_CHECKING:
     from ..models.result import GroundingResult, KeptTokens
@@ -98,14 +96,12 @@ def _view_entry(number: int, entry: ReportEntry, columns: int) -> dict[str, Any]
     rows = 1 + (sample is not None and sample.interval is not None)
 
     timeline = to_svg(
-        lambda figure, colors, size: draw_timeline(
-            figure.add_subplot(), result, sample, info.duration, colors, size, info.start_time
-        ),
+        lambda figure, colors, size: draw_timeline(figure.add_subplot(), result, sample, info.duration, colors, size),
         (860, (100 if result.presence else 0) + 34 * rows + 30),
         salt=f"timeline-{number}",
     )
     extents = to_svg(
-        lambda figure, colors, size: draw_extents(figure, result, sample, colors, size, info.start_time),
+        lambda figure, colors, size: draw_extents(figure, result, sample, colors, size),
         (860, 190),
         salt=f"extents-{number}",
     )
@@ -114,7 +110,7 @@ def _view_entry(number: int, entry: ReportEntry, columns: int) -> dict[str, Any]
         "result": result,
         "sample": sample,
         "name": Path(result.video).name,
-        "score": _score(result, sample),
+        "score": score_result(result, sample),
         "timeline": Markup(timeline),
         "extents": Markup(extents),
         "pictures": _box_pictures(info, entry, columns),
@@ -124,12 +120,6 @@ def _view_entry(number: int, entry: ReportEntry, columns: int) -> dict[str, Any]
         "clip": None if entry.annotated is None else _embed_clip(entry.annotated),
         "shape": "portrait" if info.height > info.width else "wide" if info.width > 1.6 * info.height else "",
     }
-
-
-def _score(result: GroundingResult, sample: GroundingSample | None) -> SampleScore | None:
-    if sample is None or sample.interval is None:
-        return None
-    return score_sample(sample, Prediction.from_result(sample.id, result))
 
 
 def _box_pictures(info: VideoInfo, entry: ReportEntry, columns: int) -> list[dict[str, Any]]:

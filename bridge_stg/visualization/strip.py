@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..data import GroundingSample, VideoInfo, decode_frames, probe
-from ..evaluation.metrics import score_sample
+from ..evaluation.metrics import SampleScore, score_sample
 from ..evaluation.predictions import Prediction
 from ..files import atomic_path, refuse_source
 from .charts import Colors, draw_timeline
@@ -88,7 +88,7 @@ def draw_strip(
         canvas.text(left, frames_end + 30, f"{info.start_time + info.times[frame]:.2f} s", _TEXT, color, bold=inside)
 
     chart = canvas.axes(_MARGIN + 150, chart_top, STRIP_WIDTH - _MARGIN - 20, chart_end)
-    draw_timeline(chart, result, sample, info.duration, colors, _TEXT * 0.9, info.start_time)
+    draw_timeline(chart, result, sample, info.duration, colors, _TEXT * 0.9)
     marks = np.full(len(picked), chart.get_ylim()[1])
     chart.plot(info.start_time + info.times[picked], marks, "v", color=colors.muted, markersize=9, clip_on=False)
     with atomic_path(out_png) as temporary:
@@ -146,14 +146,20 @@ def _spread(frames: list[int], count: int) -> list[int]:
     return [frames[int((i + 0.5) * len(frames) / count)] for i in range(count)]
 
 
+def score_result(result: GroundingResult, sample: GroundingSample | None) -> SampleScore | None:
+    """The scores of a result; None where no true interval is known."""
+    if sample is None or sample.interval is None:
+        return None
+    return score_sample(sample, Prediction.from_result(sample.id, result))
+
+
 def _describe(result: GroundingResult, sample: GroundingSample | None) -> str:
     start, end = result.interval
-    parts = [f"predicted {start:.2f} to {end:.2f} s (from {result.interval_source})"]
-    if sample is not None and sample.interval is not None:
-        score = score_sample(sample, Prediction.from_result(sample.id, result))
+    facts = [f"predicted {start:.2f} to {end:.2f} s (from {result.interval_source})"]
+    if sample is not None and sample.interval is not None and (score := score_result(result, sample)):
         true_start, true_end = (edge + result.start_time for edge in sample.interval)
-        parts += [f"true {true_start:.2f} to {true_end:.2f} s", f"tIoU {score.tIoU:.2f}"]
+        facts += [f"true {true_start:.2f} to {true_end:.2f} s", f"tIoU {score.tIoU:.2f}"]
         if score.vIoU is not None:
-            parts.append(f"vIoU {score.vIoU:.2f}")
-    parts.append(f"confidence {result.confidence:.2f}")
-    return "   ·   ".join(parts)
+            facts.append(f"vIoU {score.vIoU:.2f}")
+    facts.append(f"confidence {result.confidence:.2f}")
+    return "   ·   ".join(facts)

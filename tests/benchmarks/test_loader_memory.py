@@ -11,7 +11,7 @@ from bridge_stg.training import GroundingStream
 def test_every_clip_is_read_once_and_memory_is_that_of_the_processes(tmp_path):
     data = write_split(tmp_path, "train", 16, 0)
     stream = GroundingStream({"clips": SampleStore(data)}, None, tiny_processor(VOCABULARY))
-    read = [stream.pick(place)[1] for batch in once(stream, 16, 4, 8) for place in batch]
+    read = [stream.mixture.pick(place)[1] for batch in once(stream, 16, 4, 8) for place in batch]
     assert sorted(read) == list(range(16))
     found = measure(data, 16, 1, batch=4, every=8)
     assert [clips for clips, _ in found] == [8, 16]

@@ -223,13 +223,13 @@ def test_a_manifest_goes_on_with_the_same_options_only(model, clip, tmp_path):
 def test_names_that_read_as_markup_are_printed_and_nothing_ends(model, tmp_path):
     manifest = tmp_path / "in[" / "a].jsonl"  # in[/a].jsonl
     manifest.parent.mkdir()
-    names = ["[/a]", "[c]", "\x1b[31m", "\ud800"]
+    names = ["[/a]", "[c]", "\x1b[31m", "\u202e"]
     manifest.write_text("".join(json.dumps({"id": n, "video": "[/gone].mp4", "sentence": "s"}) + "\n" for n in names))
     done = run("ground", "--manifest", manifest, "--out", tmp_path / "out[/b].jsonl", "--model", model)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stdout == f"0 of 4 grounded, 4 failed; written to {tmp_path}/out[/b].jsonl\n"
     lines = [line for line in done.stderr.splitlines() if line]
-    assert [line.split(": ")[0] for line in lines] == ["[/a]", "[c]", r"\x1b[31m", r"\ud800", "error"]
+    assert [line.split(": ")[0] for line in lines] == ["[/a]", "[c]", r"\x1b[31m", r"\u202e", "error"]
     assert "None of the 4 records could be grounded" in lines[-1]
 
 

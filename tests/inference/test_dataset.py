@@ -310,7 +310,7 @@ def test_what_failed_is_tried_again_when_its_list_is_removed(whole, data, model,
 
 def test_a_video_of_a_shape_that_no_model_takes_is_a_failure(model, data, tmp_path):
     write_video(tmp_path / "bar.mp4", np.zeros((8, 2, 2048, 3), np.uint8), fps=4)
-    sample = replace(read_samples(data)[1], video=str(tmp_path / "bar.mp4"), interval=(0.5, 1.5))
+    sample = replace(read_samples(data)[1], video=str(tmp_path / "bar.mp4"))
     (found,) = ground_samples(model, [sample])
     assert found.answer is None
     assert found.reason.endswith("has frames of 2048 x 2 pixels; one side may be at most 200 times the other.")

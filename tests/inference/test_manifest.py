@@ -221,20 +221,30 @@ def test_the_manifest_is_not_taken_for_its_output(manifest):
     assert manifest.read_bytes() == before
 
 
-def test_signs_that_no_encoding_has_are_that_record_s_affair(tmp_path):
-    record = {"id": "\ud800", "video": "v.mp4", "sentence": "x \udfff"}
-    other = {"id": "b", "video": "\udc80.mp4", "sentence": "s"}
-    (tmp_path / "in.jsonl").write_text("\ufeff" + json.dumps(record) + "\n" + json.dumps(other), encoding="utf-8")
+@pytest.mark.parametrize("key", ["id", "video", "sentence"])
+def test_half_a_character_is_told_with_its_line(tmp_path, key):
+    record = {"id": "a", "video": "v.mp4", "sentence": "s", key: "\udc80"}
+    lines = [json.dumps({**record, key: "b"}), json.dumps(record)]
+    (tmp_path / "in.jsonl").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    with pytest.raises(SampleError, match=r"in\.jsonl:2: a text in it holds half a character"):
+        read_manifest(tmp_path / "in.jsonl")
+
+
+@pytest.mark.parametrize("where", ["video", "sentence"])
+def test_a_record_whose_text_fails_costs_the_others_nothing(tmp_path, where):
+    texts = {"video": "v.mp4", "sentence": "s"}
+    records = [{"id": "a", **texts, where: "bad"}, {"id": "b", **texts}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
     def encodes(videos, sentences):
         for text in (*videos, *sentences):
-            text.encode()
+            text.replace("bad", "\udfff").encode()
         return answer(videos, sentences)
 
     for _ in range(2):
-        summary = ground_manifest(encodes, tmp_path / "in.jsonl", tmp_path / "out.jsonl")
-        assert list(summary.failed) == ["\ud800", "b"] and summary.merged
-    assert "UnicodeEncodeError" in summary.failed["b"]
+        summary = ground_manifest(encodes, tmp_path / "in.jsonl", tmp_path / "out.jsonl", batch_size=2)
+        assert list(summary.failed) == ["a"] and summary.grounded == 1 and summary.merged
+    assert "UnicodeEncodeError" in summary.failed["a"]
 
 
 def test_results_of_another_manifest_or_made_with_something_else_are_not_mixed_in(manifest, tmp_path, monkeypatch):

@@ -338,9 +338,9 @@ def test_broken_checkpoints_are_one_sentence(broken, change, message):
 
 
 def test_unknown_fields_are_named(checkpoints):
-    with pytest.raises(ConfigError, match="'keeep' is not a setting"):
+    with pytest.raises(ConfigError, match="unknown field 'keeep'; the nearest is keep"):
         BridgeSTGForVideoGrounding.from_backbone(checkpoints("qwen3_vl"), keeep=0.5)
-    with pytest.raises(ConfigError, match="'fpss' is no setting of the processor"):
+    with pytest.raises(ConfigError, match=r"unknown field 'processor\.fpss'; the nearest is processor\.fps"):
         BridgeSTGForVideoGrounding.from_backbone(checkpoints("qwen3_vl"), processor={"fpss": 1})
     with pytest.raises(ConfigError, match=r"bridge_layers must be in 1\.\.4"):
         BridgeSTGForVideoGrounding.from_backbone(checkpoints("qwen3_vl"), bridge_layers=9)

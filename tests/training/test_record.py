@@ -7,7 +7,7 @@ import pytest
 from bridge_stg.errors import ModelError, OutputError
 from bridge_stg.models.processing_bridge_stg import BridgeSTGProcessor
 from bridge_stg.training import build_model, load_config, train
-from bridge_stg.training.record import RECORD, settle_processor
+from bridge_stg.training.record import RECORD, save_or_check_processor
 
 FEW = [
     "schedule.warmup_steps=0",
@@ -91,7 +91,7 @@ def test_a_processor_file_that_was_cut_off_is_written_again(folder, name, length
     else:
         (folder / name).write_bytes(whole[:length])
     _, processor = build_model(load_config("tiny", FEW))
-    settle_processor(folder, processor, made, resumed=True)
+    save_or_check_processor(folder, processor, made, resumed=True)
     assert (folder / name).read_bytes() == whole and f"{name} was not as this run wrote it" in caplog.text
     BridgeSTGProcessor.from_pretrained(folder, local_files_only=True)
 
@@ -103,7 +103,7 @@ def test_a_processor_file_that_cannot_be_written_again_is_named(folder):
     try:
         (folder / "tokenizer.json").write_bytes(whole[:1000])
         with pytest.raises(ModelError, match=r"tokenizer\.json is not as this run wrote it"):
-            settle_processor(folder, other, made, resumed=True)
+            save_or_check_processor(folder, other, made, resumed=True)
         assert (folder / "tokenizer.json").read_bytes() == whole[:1000]
     finally:
         (folder / "tokenizer.json").write_bytes(whole)

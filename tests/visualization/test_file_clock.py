@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -26,18 +24,18 @@ def video(tmp_path):
 @pytest.fixture
 def result(video):
     """The second half of a clip whose picture begins at 5 s."""
-    return GroundingResult(str(video), "a thing", (6.0, 7.0), "text", 0.9, "", 4.0, 96, 64, 8, ())
+    return GroundingResult(str(video), "a thing", (6.0, 7.0), "text", 0.9, "", 4.0, 96, 64, 8, (), start_time=5.0)
 
 
 def test_the_time_bar_begins_with_the_picture(video, result):
-    bar = _time_bar(replace(probe(video), start_time=5.0), result, None)
+    bar = _time_bar(probe(video), result, None)
     drawn = (bar[..., :3] == PREDICTED).all(2).any(0)
     assert (np.flatnonzero(drawn).min(), np.flatnonzero(drawn).max()) == (48, 95)
 
 
 def test_the_time_line_is_on_the_clock_of_the_file(result):
     axes = Figure().subplots()
-    draw_timeline(axes, result, None, 2.0, Colors(), 10.0, 5.0)
+    draw_timeline(axes, result, None, 2.0, Colors(), 10.0)
     assert axes.get_xlim() == (5.0, 7.0)
 
 

@@ -1,15 +1,16 @@
-"""Readers of the datasets as they are published, each a stream of `GroundingSample` and of what could not be read."""
+"""Readers of published datasets; each streams `GroundingSample`, and a `Problem` for what could not be read."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 from ...errors import SampleError
 from .charades_sta import read_charades_sta
 from .hcstvg import read_hcstvg_v1, read_hcstvg_v2
 from .jsonl import read_jsonl
-from .reading import CONVENTIONS, Convention, Dataset, Item, Problem, of_this_kind, without_doubles
+from .reading import CONVENTIONS, Convention, Dataset, Item, Problem, checked
 from .refcoco import read_refcoco
 from .vidor import VidORBoxes
 from .vidstg import read_vidstg
@@ -26,7 +27,7 @@ def iterate_dataset(
     split: str | None = None,
     convention: Convention = "exact",
 ) -> Iterator[Item]:
-    """Stream a dataset: the tubes of VidSTG's training part, one box a frame, are too many to hold as Python objects.
+    """Stream the samples of a dataset, as the boxes of a large one are too many to hold as Python objects.
 
     Args:
         source: the annotation file; for "refcoco" also the folder that holds it.
@@ -40,8 +41,8 @@ def iterate_dataset(
         samples with unique ids, and a `Problem` for whatever is skipped or odd.
 
     Raises:
-        SampleError: an option does not fit the format, or the source is not of it at all: 200,000 records cannot be
-            read, and not one in a hundred can.
+        SampleError: an option does not fit the format, or the source is of another format: 200,000 records cannot be
+            read, and fewer than one in a hundred can.
     """
     _check_options(format, boxes, split, convention)
     if format == "vidstg":
@@ -56,22 +57,12 @@ def iterate_dataset(
         items = read_refcoco(source, boxes, videos, split)
     else:
         items = read_jsonl(source, videos)
-    return of_this_kind(without_doubles(items))
+    return checked(items)
 
 
-def read_dataset(
-    source: str | os.PathLike[str],
-    format: str,
-    *,
-    boxes: str | os.PathLike[str] | None = None,
-    videos: str | os.PathLike[str] | None = None,
-    split: str | None = None,
-    convention: Convention = "exact",
-) -> Dataset:
-    """All of `iterate_dataset` in memory; arguments and errors are the same."""
-    return Dataset.collect(
-        iterate_dataset(source, format, boxes=boxes, videos=videos, split=split, convention=convention)
-    )
+def read_dataset(source: str | os.PathLike[str], format: str, **options: Any) -> Dataset:
+    """All of `iterate_dataset` in memory; options and errors are the same."""
+    return Dataset.collect(iterate_dataset(source, format, **options))
 
 
 def _check_options(format: str, boxes: object, split: str | None, convention: str) -> None:

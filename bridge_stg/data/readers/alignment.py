@@ -1,4 +1,4 @@
-"""A dataset in the frames of its decoded videos."""
+"""Aligning a dataset to the frames of its decoded videos."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .reading import Item, Problem
 
 
 def align_items(items: Iterable[Item]) -> Iterator[Item]:
-    """What a reader yields, every sample passed through `align_to_video`.
+    """Pass every sample that a reader yields through `align_to_video`.
 
     Yields:
         aligned samples, and a problem for each whose video cannot be read or ends before its event.
@@ -34,7 +34,7 @@ def align_items(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def probe_or_reason(video: str) -> VideoInfo | str:
-    """What `probe` says, or why it says nothing."""
+    """The info of a video, or the reason why it cannot be read."""
     try:
         return probe(video)
     except VideoError as error:

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from ...errors import SampleError
-from ..sample import Box, GroundingSample
+from ..sample import GroundingSample
 from ..values import is_number, shown
-from .reading import Convention, Item, Problem, VideoFolder, attempt, load_json, require, unknown_keys, whole
+from .reading import Convention, Item, Problem, VideoFolder, attempt, corners, load_json, require, unknown_keys, whole
 
 CLIP_SECONDS = 20.0
 _TIMES = ("st_time", "ed_time")
@@ -90,7 +90,10 @@ def _sample(
             f"ed_frame is {shown(record['ed_frame'])}, but {len(tube)} boxes from {start + 1} end at {end}."
         )
     shift = 1 if convention == "tubedetr" else 0
-    boxes = {start + shift + index: _box(start + 1 + index, box) for index, box in enumerate(tube)}
+    boxes = {
+        start + shift + index: corners(f"the box of frame {start + 1 + index} (1-based)", box)
+        for index, box in enumerate(tube)
+    }
     boxes = {frame: box for frame, box in boxes.items() if frame < count}
     interval, segment = (start + shift, min(end + shift, count)), None
     if convention == "tubedetr":
@@ -133,12 +136,3 @@ def _size(record: Mapping[str, Any], needed: tuple[str, ...]) -> tuple[Any, Any]
     if not isinstance(size, list) or len(size) != 2:
         raise SampleError(f"img_size must be [height, width], got {shown(size)}.")
     return size[1], size[0]
-
-
-def _box(frame: int, box: Any) -> Box:
-    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
-        raise SampleError(f"the box of frame {frame} (1-based) must be four numbers [x, y, w, h], got {shown(box)}.")
-    x, y, width, height = box
-    if width < 0 or height < 0:
-        raise SampleError(f"the box of frame {frame} (1-based) must have w >= 0 and h >= 0, got {shown(box)}.")
-    return x, y, x + width, y + height

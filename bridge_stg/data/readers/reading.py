@@ -1,4 +1,4 @@
-"""What every reader shares: how a record fails, how a file fails, where a video lies."""
+"""Helpers of all readers: problems of records and files, checks of values, and the search for videos."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from ...errors import SampleError
 from ..jsonl import read_json, repeated_id
-from ..sample import GroundingSample
-from ..values import MOST_FRAMES, is_path, is_unicode, is_whole, shown, shown_list
+from ..sample import Box, GroundingSample
+from ..values import MOST_FRAMES, is_number, is_path, is_unicode, is_whole, shown, shown_list
 
 Convention = Literal["exact", "tubedetr", "stcat"]
 CONVENTIONS: tuple[Convention, ...] = ("exact", "tubedetr", "stcat")
@@ -26,7 +26,7 @@ VIDEO_SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Problem:
-    """A record that is no sample, or one that is but deserves a look.
+    """A bad record, or a note on a record that was read.
 
     Attributes:
         id: of the record: the sample's id, or its place in the file.
@@ -59,34 +59,13 @@ class Dataset:
     @classmethod
     def collect(cls, items: Iterable[Item]) -> Dataset:
         """All that a reader yields; ids that come twice are skipped the second time."""
-        samples: list[GroundingSample] = []
-        problems: list[Problem] = []
-        for item in without_doubles(items):
-            if isinstance(item, Problem):
-                problems.append(item)
-            else:
-                samples.append(item)
+        found = list(checked(items))
+        problems = [item for item in found if isinstance(item, Problem)]
         return cls(
-            samples=tuple(samples),
+            samples=tuple(item for item in found if isinstance(item, GroundingSample)),
             skipped=tuple(problem for problem in problems if problem.skipped),
             notes=tuple(problem for problem in problems if not problem.skipped),
         )
-
-
-def of_this_kind(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, as long as they are more than a list of what is wrong: a file of another kind has millions of those.
-
-    Raises:
-        SampleError: see `refuse_other_kind`.
-    """
-    samples = skipped = 0
-    for item in items:
-        yield item
-        if isinstance(item, GroundingSample):
-            samples += 1
-        elif item.skipped:
-            skipped += 1
-            refuse_other_kind(samples, skipped, item)
 
 
 def refuse_other_kind(samples: int, skipped: int, last: Problem) -> None:
@@ -100,16 +79,24 @@ def refuse_other_kind(samples: int, skipped: int, last: Problem) -> None:
         )
 
 
-def without_doubles(items: Iterable[Item]) -> Iterator[Item]:
-    """The items, a sample whose id was already seen replaced by a problem."""
-    seen: set[str] = set()
+def checked(items: Iterable[Item]) -> Iterator[Item]:
+    """The items, where a sample whose id was already seen becomes a problem.
+
+    Raises:
+        SampleError: there are so many problems that the file must be of another kind, see `refuse_other_kind`.
+    """
+    ids: set[str] = set()
+    skipped = 0
     for item in items:
         if isinstance(item, GroundingSample):
-            if item.id in seen:
-                yield Problem(item.id, repeated_id(item.id))
-                continue
-            seen.add(item.id)
+            if item.id in ids:
+                item = Problem(item.id, repeated_id(item.id))
+            else:
+                ids.add(item.id)
         yield item
+        if isinstance(item, Problem) and item.skipped:
+            skipped += 1
+            refuse_other_kind(len(ids), skipped, item)
 
 
 def attempt(name: str, build: Callable[[], GroundingSample]) -> Item:
@@ -169,8 +156,22 @@ def whole(record: Mapping[str, Any], key: str, what: str, least: int = 0) -> int
     return value
 
 
+def corners(name: str, box: Any) -> Box:
+    """The box [x, y, w, h] as (x1, y1, x2, y2).
+
+    Raises:
+        SampleError: it is no such box.
+    """
+    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
+        raise SampleError(f"{name} must be four numbers [x, y, w, h], got {shown(box)}.")
+    x, y, width, height = box
+    if width < 0 or height < 0:
+        raise SampleError(f"{name} must have w >= 0 and h >= 0, got {shown(box)}.")
+    return x, y, x + width, y + height
+
+
 class VideoFolder:
-    """Where the videos of a dataset lie: by relative path, else by file name anywhere below the folder."""
+    """Finds the videos of a dataset by relative path, else by file name anywhere below the folder."""
 
     def __init__(self, folder: str | os.PathLike[str] | None):
         """Args:

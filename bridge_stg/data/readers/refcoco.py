@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import SampleError
-from ..jsonl import unreadable
+from ..jsonl import repeated_id, unreadable
 from ..sample import GroundingSample
-from ..values import is_key, is_number, shown
-from .reading import Item, Problem, VideoFolder, attempt, load_json, require, unknown_keys
+from ..values import is_key, shown
+from .reading import Item, Problem, VideoFolder, attempt, corners, load_json, require, unknown_keys
 from .unpickling import load_plain_pickle
 
 _NEEDED = ("ref_id", "ann_id", "image_id", "split", "sentences")
@@ -106,7 +106,7 @@ def _fill(table: dict[Any, Mapping[str, Any]], entries: Any, key: str, path: Pat
         if not isinstance(entry, Mapping) or not is_key(entry.get("id")):
             yield Problem(f"{key} {number}", f"it must be an object with a number or a text as id, got {shown(entry)}.")
         elif entry["id"] in table:
-            yield Problem(f"{key} {number}", f"id {shown(entry['id'])} was already used; ids must be unique.")
+            yield Problem(f"{key} {number}", repeated_id(entry["id"]))
         else:
             table[entry["id"]] = entry
 
@@ -126,11 +126,6 @@ def _look_up(
 
 def _sample(id: str, sentence: Any, picture: Mapping[str, Any], box: Any, folder: VideoFolder) -> GroundingSample:
     text = require(sentence, ("sent",), "a sentence of a reference")["sent"]
-    if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
-        raise SampleError(f"bbox must be four numbers [x, y, w, h], got {shown(box)}.")
-    x, y, width, height = box
-    if width < 0 or height < 0:
-        raise SampleError(f"bbox must have w >= 0 and h >= 0, got {shown(box)}.")
     if not isinstance(picture["file_name"], str):
         raise SampleError(f"file_name of an image must be a text, got {shown(picture['file_name'])}.")
     return GroundingSample(
@@ -142,5 +137,5 @@ def _sample(id: str, sentence: Any, picture: Mapping[str, Any], box: Any, folder
         fps=1.0,
         frame_count=1,
         task="referring",
-        boxes={0: (x, y, x + width, y + height)},
+        boxes={0: corners("bbox", box)},
     )

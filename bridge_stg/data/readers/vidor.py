@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class VidORBoxes:
             # A copy may carry more in its name than the video's id.
             for name in (file.stem, *re.findall(r"(?<!\d)\d{6,}(?!\d)", file.stem)):
                 self._files.setdefault(name, file)
-        self._cache: OrderedDict[str, VidORVideo | SampleError] = OrderedDict()
+        self._parse = lru_cache(maxsize=_CACHE)(_parse_or_error)
 
     def video(self, vid: str) -> VidORVideo:
         """Annotation of a video.
@@ -61,18 +61,17 @@ class VidORBoxes:
         """
         if vid not in self._files:
             raise SampleError(f"{self.path} has no VidOR file of video {shown(vid)}, so its boxes are unknown.")
-        if vid not in self._cache:
-            try:
-                self._cache[vid] = _parse(self._files[vid])
-            except SampleError as error:  # kept as well: every sentence of the video would read the file again
-                self._cache[vid] = error
-            if len(self._cache) > _CACHE:
-                self._cache.popitem(last=False)
-        self._cache.move_to_end(vid)
-        found = self._cache[vid]
+        found = self._parse(self._files[vid])
         if isinstance(found, SampleError):
             raise SampleError(str(found))
         return found
+
+
+def _parse_or_error(path: Path) -> VidORVideo | SampleError:
+    try:
+        return _parse(path)
+    except SampleError as error:  # kept as well, or every sentence of the video would read the file again
+        return error
 
 
 def _parse(path: Path) -> VidORVideo:

@@ -26,9 +26,8 @@ def score_hcstvg_official(sample: GroundingSample, prediction: Prediction) -> Sa
     hull = max(true[1], predicted[1]) - min(true[0], predicted[0])
     viou = gt_viou = None
     if sample.boxes:
-        oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
         viou = sum_iou(sample.boxes, prediction.boxes, shared) / hull
-        gt_viou = sum_iou(sample.boxes, oracle, tube) / max(len(tube), 1)
+        gt_viou = sum_iou(sample.boxes, prediction.boxes_in_truth, tube) / max(len(tube), 1)
     return SampleScore(sample.id, len(shared) / hull, viou, gt_viou, sample.sentence_type, sample.tier)
 
 

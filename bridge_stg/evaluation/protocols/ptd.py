@@ -45,8 +45,7 @@ def score_ptd(sample: GroundingSample, prediction: Prediction) -> SampleScore:
     viou = gt_viou = None
     if sample.boxes:
         predicted = _quantise(sample, {index: frames[index] for index in inside}, prediction.boxes)
-        oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
-        known = _quantise(sample, {index: frames[index] for index in true}, oracle)
+        known = _quantise(sample, {index: frames[index] for index in true}, prediction.boxes_in_truth)
         viou = sum_iou(true, predicted, true) / max(len(true.keys() | predicted.keys()), 1)
         gt_viou = sum_iou(true, known, true) / max(len(true), 1)
     return SampleScore(sample.id, tiou, viou, gt_viou, sample.sentence_type, sample.tier)

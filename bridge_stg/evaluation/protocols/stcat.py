@@ -46,9 +46,8 @@ def score_stcat(sample: GroundingSample, prediction: Prediction) -> SampleScore:
         tube = tube_frames(sample.boxes, true[0], true[1] + inclusive)
         shared = [frame for frame in tube if predicted[0] <= frame < predicted[1] and frame < true[1]]
         union = max(true[1], predicted[1]) - min(true[0], predicted[0])
-        oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
         viou = sum_iou(sample.boxes, interpolate_boxes(prediction.boxes, shared), shared) / max(union, 1)
-        gt_viou = sum_iou(sample.boxes, interpolate_boxes(oracle, tube), tube) / max(len(tube), 1)
+        gt_viou = sum_iou(sample.boxes, interpolate_boxes(prediction.boxes_in_truth, tube), tube) / max(len(tube), 1)
     return SampleScore(sample.id, tiou, viou, gt_viou, sample.sentence_type, sample.tier)
 
 

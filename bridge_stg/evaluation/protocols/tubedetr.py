@@ -63,9 +63,8 @@ def score_tubedetr(sample: GroundingSample, prediction: Prediction) -> SampleSco
         shared = [frame for frame in tube if predicted[0] <= frame < predicted[1]]
         first, last = min(true[0], predicted[0]), max(true[1], predicted[1])
         union = sum(first <= frame < last for frame in grid)
-        oracle = prediction.boxes if prediction.oracle_boxes is None else prediction.oracle_boxes
         viou = sum_iou(sample.boxes, prediction.boxes, shared) / max(union, 1)
-        gt_viou = sum_iou(sample.boxes, oracle, tube) / max(len(tube), 1)
+        gt_viou = sum_iou(sample.boxes, prediction.boxes_in_truth, tube) / max(len(tube), 1)
     return SampleScore(sample.id, tiou, viou, gt_viou, sample.sentence_type, sample.tier)
 
 

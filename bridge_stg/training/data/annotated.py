@@ -1,4 +1,4 @@
-"""Annotated datasets as one stream of training items: decoded when asked for, each a function of seed and place."""
+"""Annotated datasets as one stream of training items, each decoded when asked for."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ GROUP_TOKENS = 9  # vision start and end, and the time as text
 
 
 class GroundingStream(Dataset[list[TrainingItem]]):
-    """Place i of a mixture of datasets, decoded; what `collate_grounding` takes.
+    """A mixture of annotated datasets: the item at place i is a sample with its clip, for `collate_grounding`.
 
-    All four tasks: a tube, an interval without boxes, a box in an image, an answer without either. What a sample does
-    not say is marked as unknown, so that the losses for it are absent. A clip is the sample's segment, or as much of
-    the video as is annotated; times count from its start. It never has more frames than `shape` says.
+    A sample has one of four tasks: a tube, an interval without boxes, a box in an image, or an answer without either.
+    What it does not say is marked as unknown, so that the losses for it are absent. Its clip is the sample's segment,
+    or as much of the video as is annotated; times count from its start. It never has more frames than `shape` says.
 
-    A sample that cannot be used (a video that is missing or broken, an event outside it, a frame size that is not that
-    of the annotation, no label of its task, or whatever else happens to it) gives its place to the next one of its
-    dataset and frame size, and is written down once.
+    Where a sample cannot be used (its video is missing or broken, its event lies outside, its frame size is not that of
+    the annotation, its task has no label, or anything else fails), the next sample of its dataset and frame size takes
+    its place, and the reason is written down once.
 
     Args:
         stores: datasets by name.
         weights: share of each in the stream; None means by size.
-        processor: says which frames the MLLM sees, and in which grid of patches.
+        processor: decides which frames the MLLM sees, and in which grid of patches.
         options: what is drawn for every item.
         seed: of everything.
         length: places.
         skipped: JSON Lines to which samples that cannot be used are appended; None writes nothing.
 
     Raises:
-        SampleError: from an item: none of a hundred samples of its frame size can be used; from the constructor: the
+        SampleError: an item has no sample that can be used among a hundred of one frame size; or, on construction, the
             processor refuses a frame size.
         OutputError: `skipped` cannot be written.
         ValueError: weights that do not fit the datasets, see `MixtureSampler`.
@@ -75,7 +75,7 @@ class GroundingStream(Dataset[list[TrainingItem]]):
         self.skipped = None if skipped is None else Path(skipped).absolute()
         if self.skipped is not None:
             ensure_writable_folder(self.skipped.parent)
-        self._mixture = MixtureSampler({name: len(store) for name, store in self.stores.items()}, weights, seed=seed)
+        self.mixture = MixtureSampler({name: len(store) for name, store in self.stores.items()}, weights, seed=seed)
         self._known: set[tuple[str, str]] = set()
         self._sizes: dict[tuple[int, int], tuple[int, int]] = {}
         self._grids = {name: self._grids_of(store) for name, store in self.stores.items()}
@@ -96,38 +96,34 @@ class GroundingStream(Dataset[list[TrainingItem]]):
         """int64 `[n]`, temporal patch groups of every clip."""
         processor, size = self.processor, self.processor.temporal_patch_size
         seconds = (store.frames - 1) / store.rates
-        wanted = np.floor(seconds * processor.fps + 1e-6) + 1  # float: with a rate near 0 it is beyond any integer
+        wanted = np.floor(seconds * processor.fps + 1e-6) + 1  # a float, as with a rate near 0 it is beyond any integer
         most = processor.max_frames - processor.max_frames % size
         return -(-np.minimum(np.minimum(wanted, store.frames), most).astype(np.int64) // size)
 
     def __len__(self) -> int:
         return self.length
 
-    def pick(self, place: int) -> tuple[str, int]:
-        """The dataset and the number of the sample at a place."""
-        return self._mixture.pick(place)
-
     def shape(self, place: int) -> ClipShape:
-        """What the clip at a place costs, from its annotation alone."""
-        name, index = self.pick(place)
+        """The frame size and token count of the clip at a place, from its annotation alone."""
+        name, index = self.mixture.pick(place)
         rows, columns = (int(side) for side in self._grids[name][index])
         groups = int(self._groups[name][index])
         visual = groups * (rows * columns // self.processor.merge_size**2 + GROUP_TOKENS)
         return ClipShape((rows, columns), visual + TEXT_TOKENS + self.processor.bridge_tokens)
 
     def __getitem__(self, place: int) -> list[TrainingItem]:
-        name, wanted = self.pick(place)
+        name, wanted = self.mixture.pick(place)
         for index in self._candidates(name, wanted):
             sample = self.stores[name][index]
             try:
                 return [self._item(sample, tuple(self._grids[name][index]), int(self._groups[name][index]), place)]
-            except Exception as error:  # of whatever kind: it is this sample's, and must not end the run
+            except Exception as error:  # of any kind: it is the sample's, and must not end the run
                 reason = reason_of(error, sample.id)
             self._write_down(name, sample, reason)
         raise SampleError(f"No sample of {name} of one frame size can be used; the last one, {sample.id}: {reason}")
 
     def _candidates(self, name: str, wanted: int) -> Iterator[int]:
-        """The sample itself, then those behind it that fit the same batch."""
+        """Numbers of the wanted sample, then of those behind it that fit the same batch."""
         yield wanted
         alike = (self._grids[name] == self._grids[name][wanted]).all(1)
         alike &= self._groups[name] <= self._groups[name][wanted]
@@ -141,11 +137,8 @@ class GroundingStream(Dataset[list[TrainingItem]]):
         self._known.add((name, sample.id))
         record = {"source": name, "id": sample.id, "video": sample.video, "reason": reason}
         try:
-            descriptor = os.open(self.skipped, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-            try:  # one write a line: processes share the file
-                os.write(descriptor, (dump_json(record) + "\n").encode())
-            finally:
-                os.close(descriptor)
+            with open(self.skipped, "ab", buffering=0) as file:
+                file.write((dump_json(record) + "\n").encode())  # one write a line, as several processes append
         except OSError as error:
             raise OutputError(f"{self.skipped} cannot be written: {error.strerror or error}.") from error
 
@@ -158,7 +151,7 @@ class GroundingStream(Dataset[list[TrainingItem]]):
             )
         aligned = align_to_video(replace(sample, segment=sample.segment or (0, sample.frame_count)), info)
         clip = self._load(aligned, info, groups)
-        hide_answer = self.options.draw_hide_answer(rng)
+        hide_answer = bool(rng.random() < self.options.answer_dropout)
         boxes = _boxes(aligned, clip.source_frames)
         interval = answer = None
         if sample.task in ("stvg", "temporal"):
@@ -221,7 +214,7 @@ def _boxes(sample: GroundingSample, index: np.ndarray) -> np.ndarray:
 
 
 def _plain(sample: GroundingSample) -> str:
-    """The answer of a question; like a sentence, it cannot write special tokens."""
+    """The answer of a question on one line; like a sentence, it cannot write special tokens."""
     text = " ".join((sample.answer or "").split())
     if not text:
         raise SampleError(f"{sample.id} has no answer, which task qa needs.")
@@ -229,7 +222,7 @@ def _plain(sample: GroundingSample) -> str:
 
 
 def _readable(start: float, end: float) -> tuple[float, float]:
-    """An event too short for two different times of one decimal becomes the tenth of a second that it begins in."""
+    """The event, or, where both times have the same decimal, the tenth of a second in which it begins."""
     if f"{start:.1f}" != f"{end:.1f}":
         return start, end
     tenth = math.floor(start * 10 + 1e-6)

@@ -1,4 +1,4 @@
-"""Batches of clips of one frame size and about one length, so that little is padded and processes wait little."""
+"""Batches of clips of one frame size and about one length, so that little is padded and ranks wait little."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WINDOW = 32
 
 
 class ClipShape(NamedTuple):
-    """What a clip costs, known before it is decoded.
+    """Frame size and token count of a clip, known before it is decoded.
 
     Attributes:
         grid: (rows, columns) of patches of a frame.
@@ -24,7 +24,7 @@ class ClipShape(NamedTuple):
 
 
 class LengthAwareBatches(Sampler[list[int]]):
-    """Places of a stream, batch by batch; batch k is that of process k modulo `world_size`.
+    """Places of a stream, batch by batch; batch k goes to rank k modulo `world_size`.
 
     The stream is looked at in windows. In a window the clips of one grid (the vision tower takes one a batch) are
     sorted by length and cut into batches, and the batches are handed out in rounds of `world_size` of about the same
@@ -33,10 +33,10 @@ class LengthAwareBatches(Sampler[list[int]]):
 
     Args:
         shape: of the clip at a place.
-        batches: how many to make, over all processes.
+        batches: how many to make, over all ranks.
         clips: most of them in a batch.
         max_tokens: bound of clips x tokens of the longest; a clip above it has a batch for itself. None: no bound.
-        world_size: processes.
+        world_size: number of ranks.
         window: places looked at together; None takes 32 rounds of full batches.
         seed: of the order of rounds.
 
@@ -44,7 +44,7 @@ class LengthAwareBatches(Sampler[list[int]]):
         ValueError: a number is out of its range.
     """
 
-    batch_size = None  # accelerate asks: the batches are of no fixed size
+    batch_size = None  # accelerate reads it; the batches have no fixed size
     drop_last = False
 
     def __init__(

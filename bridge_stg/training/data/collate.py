@@ -15,7 +15,7 @@ from .item import TrainingItem
 
 @dataclass(frozen=True, eq=False)
 class TrainingBatch:
-    """What the model takes, and what it should find.
+    """The model's inputs for several items, and their labels.
 
     The loader pins and accelerate moves whatever has `pin_memory` and `to`; the Trainer asks for the inputs as if the
     batch was a dictionary of them.

@@ -1,4 +1,4 @@
-"""Training items: what one sample teaches, with its decoded clip."""
+"""Training items: samples with their decoded clips and labels."""
 
 from __future__ import annotations
 
@@ -50,10 +50,6 @@ class ItemOptions:
     positive_ratio: float = 0.5
     negatives: Literal["uniform", "boundary"] = "uniform"
     answer_dropout: float = 0.4
-
-    def draw_hide_answer(self, rng: np.random.Generator) -> bool:
-        """Whether the answer of the next item is hidden."""
-        return bool(rng.random() < self.answer_dropout)
 
     def draw_frame_index(self, frame_count: int, interval: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Frames for the spatial decoder, int64 `[S]`, inside the event and outside; see `sample_spatial_frames`."""

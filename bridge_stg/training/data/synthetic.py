@@ -1,4 +1,4 @@
-"""The synthetic multi-task curriculum: phases of batches, each batch of one task, all of it a function of the seed."""
+"""The synthetic curriculum: phases of batches, each batch of one task, all of it a function of the seed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Phase:
 
 
 class SyntheticCurriculum(Dataset[list[TrainingItem]]):
-    """Item i is the sample at place i % batch_size of batch i // batch_size; a batch holds images, snippets or clips.
+    """A curriculum of synthetic clips: item i is at place i % batch_size of batch i // batch_size.
+
+    All of a batch are images, snippets, questions or clips.
 
     Args:
         phases: in order.
@@ -146,7 +148,7 @@ class SyntheticCurriculum(Dataset[list[TrainingItem]]):
 
     def _item(self, clip: SyntheticClip, rng: np.random.Generator) -> TrainingItem:
         """The whole clip, or the image."""
-        hide_answer = self.options.draw_hide_answer(rng)
+        hide_answer = bool(rng.random() < self.options.answer_dropout)
         frame_index, interval, answer = np.zeros(1, dtype=np.int64), None, None
         if clip.tier != IMAGE_TIER:
             assert clip.interval_frames is not None

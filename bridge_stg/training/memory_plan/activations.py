@@ -1,7 +1,8 @@
-"""What forward and backward pass of a batch need beside weights and gradients, found on the meta device.
+"""The bytes of a batch's forward and backward pass beside weights and gradients, found on the meta device.
 
-One layer of each kind goes forth and back without numbers: what it keeps, and the most that lives while it goes back,
-are what its own code allocates, and not what a formula of Korthikanti et al. 2022 (arXiv 2205.05198) says of another.
+One layer of each kind runs forward and backward on the meta device, which holds shapes and no numbers. The bytes it
+keeps for the backward pass, and the most that live during it, are so what the layer's own code allocates; formulas such
+as those of Korthikanti et al. 2022 (arXiv 2205.05198) hold for one kind of layer only.
 """
 
 from __future__ import annotations
@@ -19,21 +20,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ...errors import ConfigError
+from ...models import BridgeSTGForVideoGrounding
 from ...modules.spatial_decoder import SpatialDecoder
 from ..config import TrainingConfig
 
 
 @dataclass(frozen=True)
 class BatchShape:
-    """The batch that is asked about.
+    """Sizes of the batch whose memory is asked for.
 
     Attributes:
-        clips: of a process at a time.
-        groups: temporal patch groups of each clip.
-        patches: of each group's frame, before the merger.
-        tokens: of each clip's sequence in the LLM.
-        aligned: whether sequences are multiples of 8 tokens. Of another mask sdpa makes a copy in every layer on a GPU
-            (`preprocess_mask` in torch's transformers/attention.cpp), which the backward pass keeps.
+        clips: clips that a rank takes at a time.
+        groups: temporal groups of each clip.
+        patches: patches of each group, before the merger.
+        tokens: length of each clip's sequence in the LLM.
+        aligned: whether sequences are multiples of 8 tokens. On a GPU, sdpa copies a mask of another length in every
+            layer (`preprocess_mask` in torch's transformers/attention.cpp), and the backward pass keeps the copies.
     """
 
     clips: int
@@ -45,26 +47,31 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class _Stack:
-    """A stack of equal layers: bytes kept until its backward pass, and those that one layer of it then adds."""
+    """Bytes of a stack of equal layers.
+
+    Attributes:
+        kept: what all layers keep until their backward pass.
+        work: what the backward pass of one layer needs in addition.
+    """
 
     kept: int = 0
     work: int = 0
 
 
-def activation_bytes(config: TrainingConfig, model: Any, batch: BatchShape) -> int:
-    """The most bytes that live at once in one step's forward and backward pass: no weights, no gradients of them.
+def activation_bytes(config: TrainingConfig, model: BridgeSTGForVideoGrounding, batch: BatchShape) -> int:
+    """The most bytes that live at once in one step's forward and backward pass, without weights and their gradients.
 
     The largest of three moments: the end of the forward pass; the backward pass of the LLM's last layer, when the
     gradients of the states that the bridge reads are waiting for theirs; that of the vision tower's last layer.
 
     Args:
-        model: of `meta_model`, in training mode. With `scale.precision` bfloat16 its backbone is converted, in place.
+        model: on the meta device, in training mode. With `scale.precision` bfloat16 its backbone is converted in place.
 
     Raises:
-        ConfigError: a mixture of experts in float32, whose product of groups has no meta kernel.
+        ConfigError: the backbone is a mixture of experts in float32, for which torch has no grouped product on meta.
     """
     if config.scale.precision == "bfloat16":
-        model.backbone.to(torch.bfloat16)  # how its layers compute
+        model.backbone.to(torch.bfloat16)  # the dtype that its layers compute in
         for name, parameter in model.backbone.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
@@ -77,7 +84,8 @@ def activation_bytes(config: TrainingConfig, model: Any, batch: BatchShape) -> i
         )
     states = batch.clips * batch.tokens * hidden * dtype.itemsize
     pixels = batch.clips * batch.groups * batch.patches * backbone.vision_config.hidden_size * dtype.itemsize
-    dense = "flash" not in (config.backbone.attn_implementation or "")  # the loader's batches say what is hidden
+    # Batches of the loader say which answers are hidden, which sdpa and eager attention take as a dense mask.
+    dense = "flash" not in (config.backbone.attn_implementation or "")
     mask = batch.clips * batch.tokens**2 * dtype.itemsize if dense else 0
 
     reached = any(p.requires_grad for p in model.backbone.model.visual.parameters())
@@ -91,7 +99,8 @@ def activation_bytes(config: TrainingConfig, model: Any, batch: BatchShape) -> i
     return max(both + spatial, both + waiting + language.work, vision.kept + pixels + states + vision.work)
 
 
-def _language(model: Any, batch: BatchShape, mask: int, checkpointing: bool) -> _Stack:
+def _language(model: BridgeSTGForVideoGrounding, batch: BatchShape, mask: int, checkpointing: bool) -> _Stack:
+    """Bytes of the LLM, whose layers share a mask of `mask` bytes."""
     text = model.backbone.model.language_model
     dtype, layers = model.backbone.dtype, len(text.layers)
     states = _meta(batch.clips, batch.tokens, text.config.hidden_size, dtype=dtype).requires_grad_()
@@ -106,8 +115,11 @@ def _language(model: Any, batch: BatchShape, mask: int, checkpointing: bool) -> 
     return _Stack(inputs, most) if checkpointing else _Stack(inputs + kept * layers, most - kept)
 
 
-def _vision(model: Any, batch: BatchShape, checkpointing: bool) -> _Stack:
-    """Of a tower that gradients reach; another keeps nothing, and is through before the LLM begins."""
+def _vision(model: BridgeSTGForVideoGrounding, batch: BatchShape, checkpointing: bool) -> _Stack:
+    """Bytes of a vision tower that gradients reach.
+
+    A frozen tower keeps nothing, and its work is over before the LLM begins.
+    """
     visual = model.backbone.model.visual
     width, frames = visual.config.hidden_size, batch.clips * batch.groups
     pixels = _meta(frames * batch.patches, width, dtype=model.backbone.dtype).requires_grad_()
@@ -123,8 +135,12 @@ def _vision(model: Any, batch: BatchShape, checkpointing: bool) -> _Stack:
     return _Stack(inputs, most) if checkpointing else _Stack(inputs + kept * layers, most - kept)
 
 
-def _spatial(config: TrainingConfig, model: Any, batch: BatchShape, reached: bool) -> int:
-    """The memory of all groups, the sampled frames' share of it, and the decoder over their kept tokens."""
+def _spatial(config: TrainingConfig, model: BridgeSTGForVideoGrounding, batch: BatchShape, reached: bool) -> int:
+    """Bytes that the spatial half keeps: the memory of all groups, that of the sampled frames, and the decoder.
+
+    Args:
+        reached: whether gradients reach the vision tower.
+    """
     backbone = model.config.backbone_config
     merge, hidden = backbone.vision_config.spatial_merge_size, backbone.text_config.hidden_size
     features, dtype = model.config.memory_features, model.backbone.dtype
@@ -141,7 +157,7 @@ def _spatial(config: TrainingConfig, model: Any, batch: BatchShape, reached: boo
             found = found + lm.repeat_interleave(count // lm.shape[2], dim=2)
         return found
 
-    # The states that the memory gathers are a copy of their own, and so are their means for the dense alignment.
+    # Gathering the states of visual tokens copies them, and so does averaging them for the dense alignment.
     total = saved_bytes(model, memory, apart_from=[raw, states]) + raw.nbytes + states.nbytes
     memory_bytes = batch.clips * batch.groups * count * dim * 4
     sampled = batch.clips * frames * count * dim * 4
@@ -149,9 +165,9 @@ def _spatial(config: TrainingConfig, model: Any, batch: BatchShape, reached: boo
     queries, layers = model.config.bridge_tokens, model.config.bridge_layers
     kept = count
     if model.config.pruning:
-        total += 2 * sampled  # the frames' tokens, gathered, and with the embedding of their place
+        total += 2 * sampled  # the frames' tokens as gathered, and again with their position embedding
         kept = math.ceil(model.config.keep * count)
-    # The decoder's own kernels do not run on the meta device; one frame of one clip is quickly run for real.
+    # The decoder's own kernels do not run on the meta device, so one frame of one clip runs for real.
     decoder = SpatialDecoder(dim, model.config.decoder_heads, model.config.decoder_ffn_dim, layers)
     interactive, tokens = torch.zeros(layers, 1, queries, dim), torch.zeros(1, 1, kept, dim, requires_grad=True)
     point = torch.full((1, 1, 2), 0.5)
@@ -159,8 +175,8 @@ def _spatial(config: TrainingConfig, model: Any, batch: BatchShape, reached: boo
     return total + batch.clips * frames * frame
 
 
-def _answers(model: Any, batch: BatchShape) -> int:
-    """Logits at the tokens of the answers, as they come and in float32, and their gradient."""
+def _answers(model: BridgeSTGForVideoGrounding, batch: BatchShape) -> int:
+    """Bytes of the logits at the answers' tokens, in the backbone's dtype and in float32, and of their gradient."""
     vocabulary = model.config.backbone_config.text_config.vocab_size
     return batch.clips * model.config.max_answer_tokens * vocabulary * (model.backbone.dtype.itemsize + 8)
 
@@ -173,7 +189,10 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def saved_bytes(model: torch.nn.Module, run: Callable[[], Any], *, apart_from: Sequence[torch.Tensor] = ()) -> int:
-    """Bytes that autograd keeps for the backward pass of `run`, each storage once; not parameters, nor `apart_from`."""
+    """Bytes that autograd keeps for the backward pass of `run`, each storage once.
+
+    Parameters and buffers of `model`, and the tensors `apart_from`, are not counted.
+    """
     known = _storages(model, apart_from)
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -191,9 +210,10 @@ def saved_bytes(model: torch.nn.Module, run: Callable[[], Any], *, apart_from: S
 
 
 def peak_bytes(model: torch.nn.Module, run: Callable[[], Any], *, apart_from: Sequence[torch.Tensor] = ()) -> int:
-    """The most bytes that live at once while `run` goes forth and its (first) output back.
+    """The most bytes that live at once during `run` and the backward pass from its (first) output.
 
-    Not parameters, nor `apart_from`; a parameter's gradient only until it would be added to what there is.
+    Parameters and buffers of `model`, and the tensors `apart_from`, are not counted; the gradient of a parameter counts
+    until it is added to the one that is there.
     """
 
     def drop(parameter: torch.Tensor) -> None:
@@ -221,7 +241,7 @@ class _Living(TorchDispatchMode):
     """Counts the bytes of tensors as they are made and dropped, each storage once.
 
     Attributes:
-        most: bytes that lived at once.
+        most: the most bytes that lived at once.
     """
 
     def __init__(self, known: set[int]) -> None:
@@ -253,7 +273,7 @@ class _Living(TorchDispatchMode):
 
 @contextmanager
 def _lean_attention() -> Iterator[None]:
-    """On the meta device attention would keep its matrix of scores, which the kernels of a GPU do not."""
+    """Let attention on the meta device keep what the kernels of a GPU keep, which is not the matrix of scores."""
     functional: Any = torch.nn.functional
     real = functional.scaled_dot_product_attention
 
@@ -270,7 +290,7 @@ def _lean_attention() -> Iterator[None]:
 
 
 class _KeepsInputs(torch.autograd.Function):
-    """What flash attention keeps: its inputs, its output, and a number a row (Dao et al. 2022, section 3.1)."""
+    """Attention that keeps what flash attention keeps: inputs, output, and a number a row (Dao et al. 2022, 3.1)."""
 
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

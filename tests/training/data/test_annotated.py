@@ -61,7 +61,7 @@ def test_a_clip_on_disk_is_the_item_that_the_curriculum_renders(synthetic, proce
     tubes = SyntheticTubes("train", seed=0, count=12)
     for place in range(12):
         (item,) = data[place]
-        clip = tubes[data.pick(place)[1]]
+        clip = tubes[data.mixture.pick(place)[1]]
         assert item.sentence == clip.sentence
         assert item.interval == clip.interval_frames
         assert item.times == pytest.approx([i / clip.fps for i in range(24)])
@@ -257,7 +257,7 @@ def test_the_list_of_skipped_samples_must_be_writable(synthetic, processor, tmp_
 def test_datasets_are_mixed_by_weight(synthetic, processor):
     stores = {name: SampleStore(synthetic) for name in ("a", "b")}
     data = GroundingStream(stores, {"a": 3.0, "b": 1.0}, processor)
-    names = [data.pick(place)[0] for place in range(1000)]
+    names = [data.mixture.pick(place)[0] for place in range(1000)]
     assert names.count("a") == 750
     with pytest.raises(ValueError, match="weights must name"):
         GroundingStream(stores, {"a": 3.0}, processor)

@@ -17,7 +17,7 @@ from bridge_stg.training import (
 )
 from bridge_stg.training.build_model import checkpoint_activations
 from bridge_stg.training.memory_plan.activations import BatchShape, activation_bytes, peak_bytes
-from bridge_stg.training.memory_plan.plan import DEEPSPEED_BUCKET, memory_plan, meta_model
+from bridge_stg.training.memory_plan.plan import DEEPSPEED_BUCKET, memory_plan
 from tests.models import checkpoints
 
 BIG = ("vidstg-7b", "hcstvg-7b", "multitask-7b")
@@ -80,7 +80,7 @@ def real_peak(config):
 
 def planned(config, tokens, aligned):
     batch = BatchShape(CLIPS, GROUPS, PATCHES, tokens, aligned)
-    return activation_bytes(config, meta_model(config)[0].train(), batch)
+    return activation_bytes(config, build_model(config, device="meta")[0].train(), batch)
 
 
 @pytest.mark.parametrize("checkpointing", [[], [CHECKPOINTING]])
@@ -119,7 +119,7 @@ def test_published_sizes():
         "Qwen3-VL-8B-Instruct": 8_767_123_696,
     }
     for name, count in known.items():
-        model, _ = meta_model(load_config("tiny", [f"backbone.name=Qwen/{name}", "model={}"]))
+        model, _ = build_model(load_config("tiny", [f"backbone.name=Qwen/{name}", "model={}"]), device="meta")
         assert sum(p.numel() for p in model.backbone.parameters()) == count
 
 
