@@ -52,12 +52,11 @@ MOST_PARAMETERS = 8
 SCHEMA = "the flat schema of an op of torch.library, or of its backward"
 SIGNATURE = "a public signature"
 COMMAND = "a command of the command line; typer reads its options from the parameters"
-LATER = "not yet one record instead of many arguments"
+SHAPE = "its parameters are the keys of a shape that `warmup` takes"
 MANY_PARAMETERS = {
     "bridge_stg/cli/data.py:convert": COMMAND,
     "bridge_stg/cli/evaluate.py:evaluate": COMMAND,
     "bridge_stg/cli/ground.py:ground": COMMAND,
-    "bridge_stg/data/synthetic.py:write_split": SIGNATURE,
     "bridge_stg/models/modeling_bridge_stg.py:BridgeSTGModel.forward": SIGNATURE,
     "bridge_stg/models/processing_bridge_stg.py:BridgeSTGProcessor.__init__": SIGNATURE,
     "bridge_stg/models/video_processing_bridge_stg.py:_OnePass._preprocess": "transformers calls it by this signature",
@@ -67,19 +66,17 @@ MANY_PARAMETERS = {
     "bridge_stg/modules/multi_layer_query_cross_attention.py:MultiLayerQueryCrossAttention.__init__": SIGNATURE,
     "bridge_stg/modules/query_guided_token_pruner.py:QueryGuidedTokenPruner.__init__": SIGNATURE,
     "bridge_stg/ops/attend_memory/api.py:attend_memory": SIGNATURE,
-    "bridge_stg/ops/attend_memory/head_products.py:attend_heads": LATER,
-    "bridge_stg/ops/core/warmup.py:_prune_tokens": LATER,
-    "bridge_stg/ops/core/warmup.py:_prune_tokens_varlen": LATER,
-    "bridge_stg/ops/core/warmup.py:_attend_memory": LATER,
+    "bridge_stg/ops/attend_memory/head_products.py:attend_heads": "the arguments of attend_memory, and two weights",
+    "bridge_stg/ops/core/warmup.py:_prune_tokens": SHAPE,
+    "bridge_stg/ops/core/warmup.py:_prune_tokens_varlen": SHAPE,
+    "bridge_stg/ops/core/warmup.py:_attend_memory": SHAPE,
     "bridge_stg/ops/patchify_frames/api.py:patchify_frames": SIGNATURE,
     "bridge_stg/ops/patchify_frames/api.py:patchify_videos": SIGNATURE,
     "bridge_stg/ops/prune_tokens/api.py:prune_tokens": SIGNATURE,
     "bridge_stg/ops/prune_tokens/registration.py:_flops_backward": SCHEMA,
     "bridge_stg/ops/prune_tokens/varlen.py:prune_tokens_varlen": SIGNATURE,
 }
-RENAME = "not yet renamed"
 UNUSED_WORDS = {
-    "benchmarks/bench_attend_memory.py:_with_hub": RENAME,
     "tests/data/readers/published.py": "annotation files as the authors of a dataset publish them",
 }
 
