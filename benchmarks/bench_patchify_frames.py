@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from bridge_stg.ops import patchify_frames
+from bridge_stg.ops.patchify_frames.settings import PatchSettings
 
 from .harness import Benchmark, Case, Inputs, Prepared, Provider, Unavailable, Work, own_providers
 
@@ -128,8 +129,8 @@ def _torchvision(compiled: bool) -> Callable[[Case, torch.device], Prepared]:
 
 def providers(case: Case, device: torch.device) -> Sequence[Provider]:
     call = {
-        "sizes": [(*case.sizes["source"], *case.sizes["target"])],
-        "settings": (PATCH, TEMPORAL, MERGE, MEAN, STD, 1 / 255, "bicubic"),
+        "sizes": [(case.sizes["source"], case.sizes["target"])],
+        "settings": PatchSettings(PATCH, TEMPORAL, MERGE, MEAN, STD, 1 / 255, "bicubic", "TCHW"),
     }
     return [
         *own_providers("patchify_frames", device, _ours, **call),

@@ -16,8 +16,8 @@ NEEDED = ("torch", "triton", "numpy", "pytest", "hypothesis", "setuptools", "pyb
 USED_IF_THERE = ("transformers", "torchvision", "xdist", "matplotlib", "xformers", "flash_attn")
 FILES = ("setup.py", "pyproject.toml", "CMakeLists.txt", "csrc", "triton_kernels", "bridge_stg", "tests", "benchmarks")
 # Tools, and what does their work where they are missing.
-TOOLS = {"c++": None, "cmake": "cmake", "timeout": None, "tar": None}
-GPU_TOOLS = ("nvcc", "nvidia-smi", "compute-sanitizer")
+TOOLS = {"c++": None, "cmake": "cmake"}
+GPU_TOOLS = ("nvcc", "nvidia-smi", "compute-sanitizer", "ncu")
 
 
 def preflight(dry_run: bool) -> list[str]:

@@ -11,10 +11,11 @@ from benchmarks.gpu.run import Folders, Step, run, variables
 
 REPORT = """
 import time
+COLUMNS = ("op", "provider", "mode", "shape", "dtype", "metric", "value")
 from benchmarks.gpu.events import Event, emit
 for number in range(200):
     status = "failed" if number % 7 == 3 else "ok"
-    rows = [{"op": "op", "provider": "x" * number, "metric": "time_ms", "value": str(number)}]
+    rows = [dict.fromkeys(COLUMNS, "x" * number) | {"metric": "time_ms", "value": str(number)}]
     emit(Event(f"case {number}", status, text=f"traceback of {number}", rows=rows))
     time.sleep(0.01)
 """

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from benchmarks.studies import prefill
 
 PAGE = Path(__file__).parents[2] / "docs" / "prune_tokens.md"
-RECIPE, USE = re.findall(r"```python\n(.*?)```", PAGE.read_text().split("## In a model of others")[1], re.DOTALL)
+SECTION = PAGE.read_text().split("## In a stock Qwen2.5-VL or Qwen3-VL")[1]
+RECIPE, USE = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
 FAMILIES = ["qwen2_5_vl", "qwen3_vl"]
 TEXTS, ROWS = ("input_ids", "attention_mask", "mm_token_type_ids"), ("pixel_values_videos", "video_grid_thw")
 PAGE_NAMES: dict[str, Any] = {}
