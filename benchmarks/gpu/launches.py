@@ -17,10 +17,9 @@ from bridge_stg.triton_kernels.prune_tokens.records import PruneBackward, ScoreO
 from torch.utils._python_dispatch import TorchDispatchMode
 from triton.runtime.jit import JITFunction
 
-from tests.triton_kernels.aot import Variant, variant_of
-
 from ..bench_attend_memory import providers as attend_memory_providers
 from ..harness import Case
+from .ahead_of_time import Variant, variant_of
 
 BF16 = torch.bfloat16
 LAYERS = 6

@@ -166,11 +166,11 @@ def predict(kernel: Kernel, work: Work) -> tuple[float, float, str, float]:
 
 def compiled(launch: Launch) -> Kernel:
     """Compile a launch's kernel for sm_90 and read its code."""
-    from tests.triton_kernels.aot import _read_cubin, compile_kernel
+    from .ahead_of_time import compile_kernel, read_cubin
 
     result = compile_kernel(launch.variant, 90)
     cubin = result.asm["cubin"]
-    registers = int(_read_cubin(cubin)["REG"])
+    registers = int(read_cubin(cubin)["REG"])
     return Kernel(launch.kernel, read(cubin, TOOLS), registers, result.metadata.shared, launch.warps, launch.programs)
 
 

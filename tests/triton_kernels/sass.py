@@ -1,7 +1,7 @@
 """Holds what the compiler makes of the kernels at their target shapes against a committed table.
 
-Registers and shared memory have tables of their own (`aot.py`). Here stands what decides how fast a kernel runs: widths
-of accesses, asynchronous copies, tensor-core instructions, barriers, loads under way, waves, launches.
+Registers and shared memory have tables of their own (`resource_tables.py`). This table holds what decides how fast a kernel
+runs: widths of accesses, asynchronous copies, tensor-core instructions, barriers, loads under way, waves, launches.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.gpu.model import PROCESSORS, Kernel
 
-from .aot import TABLES, TRITON, _write_entry
+from .resource_tables import TABLES, TRITON, write_entry
 
 PATH = TABLES / "sass.json"
 # Of these a smaller value is worse; of all others a larger one.
@@ -50,7 +50,7 @@ def gate(name: str, used: dict[str, Any], version: str = TRITON) -> None:
     BRIDGE_STG_UPDATE_RESOURCES=1 writes the entry in place of comparing, also where something got better.
     """
     if os.environ.get("BRIDGE_STG_UPDATE_RESOURCES") == "1":
-        _write_entry(PATH, name, 90, used, version)
+        write_entry(PATH, name, 90, used, version)
         return
     table = json.loads(PATH.read_text())
     if version not in table:

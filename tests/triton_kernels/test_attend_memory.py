@@ -14,11 +14,12 @@ from bridge_stg.triton_kernels.attend_memory.backward import backward, forward
 from bridge_stg.triton_kernels.attend_memory.records import AttentionBackward, AttentionInputs
 from bridge_stg.triton_kernels.attend_memory.shared_backward import LayerRows, memory_gradients
 
+from benchmarks.gpu.ahead_of_time import ARCHITECTURES, compile_variant, distinct, record
 from bridge_stg.ops import attend_memory
 from bridge_stg.ops.attend_memory.reference import reference, reference_backward
 from bridge_stg.ops.core.backends import choose_backend
 
-from .aot import ARCHITECTURES, compile_variant, distinct, gate, record
+from .resource_tables import gate
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 EVERYTHING = ("position", "bias", "key_mask", "index", "window")

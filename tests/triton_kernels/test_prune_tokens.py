@@ -17,11 +17,12 @@ from bridge_stg.triton_kernels.common.nvtx import nvtx_range
 from bridge_stg.triton_kernels.prune_tokens import dense as kernels
 from bridge_stg.triton_kernels.prune_tokens.records import PruneBackward, ScoreOptions
 
+from benchmarks.gpu.ahead_of_time import ARCHITECTURES, compile_variant, distinct, record
 from bridge_stg.ops import prune_tokens
 from bridge_stg.ops.core.backends import choose_backend
 
 from . import gpu
-from .aot import ARCHITECTURES, compile_variant, distinct, gate, record
+from .resource_tables import gate
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 

@@ -12,10 +12,11 @@ pytest.importorskip("triton")
 from bridge_stg.triton_kernels.prune_tokens import varlen as kernels
 from bridge_stg.triton_kernels.prune_tokens.records import PruneBackward, ScoreOptions
 
+from benchmarks.gpu.ahead_of_time import ARCHITECTURES, compile_variant, distinct, record
 from bridge_stg.ops import prune_tokens_varlen
 
 from . import gpu
-from .aot import ARCHITECTURES, compile_variant, distinct, gate, record
+from .resource_tables import gate
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 BUDGETS = {"per_segment": 40, "per_clip": 300, "top_p": 0.7, "threshold": 0.3}
