@@ -1,7 +1,8 @@
 """Holds what the compiler makes of the kernels at their target shapes against a committed table.
 
 Registers and shared memory have tables of their own (`resource_tables.py`). This table holds what decides how fast a
-kernel runs: widths of accesses, asynchronous copies, tensor-core instructions, barriers, loads under way, waves, launches.
+kernel runs: widths of accesses, asynchronous copies, tensor-core instructions, barriers, loads under way, waves and
+launches.
 """
 
 from __future__ import annotations
