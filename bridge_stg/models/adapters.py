@@ -211,6 +211,7 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
         for name, parameter in self.backbone.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.float()
+        self.backbone.train(self.backbone.training)  # new modules are in training mode, where they drop inputs
         self._lora_settings = settings
 
     @property
@@ -355,7 +356,9 @@ class BridgeSTGPreTrainedModel(PreTrainedModel):
             model._processor_source = {name: kwargs[name] for name in _SOURCE_OPTIONS if name in kwargs}
             return loaded
         taken = ("config", "attn_implementation", "subfolder", "local_files_only", "use_safetensors")
-        if refused := [*map(str, args), *sorted(kwargs.keys() - set(taken))]:
+        # AutoModel passes options that ask for nothing, and adapter_kwargs, which are for peft on a stock model.
+        asked = {name for name, value in kwargs.items() if value is not None and value is not False}
+        if refused := [*map(str, args), *sorted(asked - {*taken, "adapter_kwargs"})]:
             raise ModelError(
                 f"{folder} holds adapters, which load without the option {refused[0]}; there are {', '.join(taken)}."
             )

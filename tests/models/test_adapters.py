@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from transformers import AutoModel
 
 from bridge_stg.errors import ModelError
 from bridge_stg.models import BridgeSTGForVideoGrounding, load_model
@@ -62,6 +63,31 @@ def test_lora_trains_adapters_bridge_and_spatial_half_only(model_type, load_back
     grads = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert "bridge_embeddings" in grads and any("lora_B" in name for name in grads)
     assert not any("visual" in name for name in grads)
+
+
+def test_fresh_adapters_take_the_mode_of_the_backbone(load_backbone, features):
+    model = load_backbone("qwen2_5_vl")
+    model.add_lora(rank=2, dropout=0.5)
+    for name, parameter in model.backbone.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.ones_(parameter)
+    inputs = features(model)
+    assert torch.equal(boxes(model, inputs), boxes(model, inputs))  # no dropout in evaluation mode
+    assert not any(module.training for module in model.modules())
+    trained = load_backbone("qwen2_5_vl").train()
+    trained.add_lora(rank=2)
+    assert all(module.training for module in trained.modules())
+
+
+def test_auto_model_loads_adapters(load_backbone, features, tmp_path):
+    model = load_backbone("qwen2_5_vl")
+    model.add_lora(rank=2)
+    inputs = features(model)
+    train_a_little(model, inputs)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is BridgeSTGForVideoGrounding and loaded.has_lora
+    torch.testing.assert_close(boxes(loaded, inputs), boxes(model, inputs), atol=0, rtol=0)
 
 
 @families
