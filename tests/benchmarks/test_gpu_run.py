@@ -107,7 +107,8 @@ def test_without_time_a_step_is_left_out_and_named(tmp_path):
     assert status == 0 and "| step0 | skipped: no time left | 0 | - |" in (out / "summary.md").read_text()
 
 
-def test_failing_tests_are_reported_one_by_one(tmp_path):
+def test_failing_tests_are_reported_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # the run's tests are no worker of these tests
     (tmp_path / "test_some.py").write_text("def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
     words = ["-p", "benchmarks.gpu.events", "-p", "no:cacheprovider", str(tmp_path / "test_some.py")]
     program = f"import pytest\npytest.main({words})"
