@@ -45,6 +45,7 @@ app.add_typer(data_app)
 # Typer carries a click of its own since 0.20, and exports its exceptions only in part.
 _UsageError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 _INTERRUPTED = 128 + signal.SIGINT
+_LOST_WORKER = "DataLoader worker (pid"  # how torch begins to say that a worker was killed or has exited
 
 
 def _version(value: bool) -> None:
@@ -96,8 +97,8 @@ def run(app: typer.Typer, arguments: Sequence[str], name: str, *, debug: bool) -
         return _wrong_usage(error)
     except BrokenPipeError:  # the reader of stdout has seen enough
         failure = ""
-    except (BridgeSTGError, OSError, MemoryError) as error:
-        if debug:
+    except (BridgeSTGError, OSError, MemoryError, RuntimeError) as error:
+        if debug or (isinstance(error, RuntimeError) and not str(error).startswith(_LOST_WORKER)):
             raise
         failure = _sentence(error)
     if failure:
@@ -114,6 +115,8 @@ def _sentence(error: Exception) -> str:
         place = f"{error.filename}: " if error.filename is not None else ""
         return f"{place}{error.strerror or error}."
     text = str(error)
+    if text.startswith(_LOST_WORKER):
+        return f"{text.strip().rstrip('.')}; where the memory was not enough for it, ask for fewer data.workers."
     if text.startswith("Caught ") and "\nOriginal Traceback" in text:
         # A loader process sends its error with a traceback around it; the sentence is the last line.
         return text.rstrip().rpartition("\n")[2].partition(": ")[2]

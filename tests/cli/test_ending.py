@@ -32,7 +32,8 @@ def fail(kind: str):
     if kind == "loader":
         raise SampleError('Caught SampleError in DataLoader worker process 0.\\nOriginal Traceback (most recent call '
                           'last):\\n  File "x"\\nbridge_stg.errors.SampleError: a video: it is none.\\n')
-    raise {"sample": SampleError("a \\x1b[31m[/red] sentence\\n."), "memory": MemoryError(),
+    raise {"worker": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+           "sample": SampleError("a \\x1b[31m[/red] sentence\\n."), "memory": MemoryError(),
            "system": PermissionError(13, "Permission denied", "a/file"), "bug": ZeroDivisionError()}[kind]
 
 @app.command()
@@ -90,6 +91,11 @@ def test_a_hangup_that_is_ignored_stays_ignored(script, tmp_path):
     [
         ("sample", r"error: a \x1b[31m[/red] sentence\n."),
         ("loader", "error: a video: it is none."),
+        (
+            "worker",
+            "error: DataLoader worker (pid 7) is killed by signal: Killed; where the memory was not enough for it, ask "
+            "for fewer data.workers.",
+        ),
         ("memory", "error: the memory is not enough for it."),
         ("system", "error: a/file: Permission denied."),
     ],
