@@ -21,7 +21,7 @@ def rank_and_size() -> tuple[int, int]:
     """Return (rank, world size); (0, 1) without `torchrun`.
 
     Raises:
-        ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is no integer in its range, or the rank is not below the world size.
+        ConfigError: RANK, WORLD_SIZE or LOCAL_RANK is not an integer in its range, or RANK is not below WORLD_SIZE.
     """
     rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     if rank >= size:
@@ -43,7 +43,7 @@ def check_rendezvous() -> None:
 
     Raises:
         ConfigError: see `rank_and_size`; or there are several ranks or a LOCAL_RANK, and another variable that
-            `torchrun` sets is missing, or MASTER_PORT is no port.
+            `torchrun` sets is missing, or MASTER_PORT is not a port.
     """
     _, size = rank_and_size()
     if size == 1 and "LOCAL_RANK" not in os.environ:
@@ -64,7 +64,7 @@ def own_device(name: str = "auto") -> torch.device:
         name: "cpu"; "cuda"; "auto" for a GPU where there is one.
 
     Raises:
-        ConfigError: another name, cuda without a GPU for this process, or a LOCAL_RANK that is no number.
+        ConfigError: another name, cuda without a GPU for this process, or a LOCAL_RANK that is not a number.
     """
     import torch  # here, so that `--help` does not wait for it
 

@@ -46,7 +46,7 @@ def atomic_files(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder in `folder`; move the files in it to `folder` when the block succeeds, else none.
 
     Raises:
-        OutputError: the folder cannot be created or written, or what a file would replace is no regular file.
+        OutputError: the folder cannot be created or written, or what a file would replace is not a regular file.
     """
     folder = ensure_writable_folder(folder)
     staged = folder / f".{secrets.token_hex(6)}"

@@ -26,7 +26,7 @@ def parse_json(text: str | bytes, *, parse_int: Callable[[str], Any] | None = No
         parse_int: makes the value of an integer's digits; None takes `int`.
 
     Raises:
-        ValueError: with a short reason; it is no JSON, or holds what cannot be read.
+        ValueError: with a short reason; it is not JSON, or holds what cannot be read.
     """
     try:
         return json.loads(text, parse_int=parse_int)
@@ -34,7 +34,7 @@ def parse_json(text: str | bytes, *, parse_int: Callable[[str], Any] | None = No
         line = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise ValueError(f"{error.msg} ({line}column {error.colno})") from error
     except UnicodeDecodeError as error:
-        raise ValueError("it is no UTF-8") from error
+        raise ValueError("it is not UTF-8") from error
     except RecursionError as error:
         raise ValueError("its brackets are nested too deeply") from error
     except ValueError as error:  # the only other one: Python's bound on the digits of an integer

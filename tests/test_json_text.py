@@ -23,7 +23,7 @@ def test_a_number_that_is_not_finite_is_refused(number):
     ("text", "message"),
     [
         ("{", r"^Expecting property name .* \(column 2\)$"),
-        (b"\xff", "^it is no UTF-8$"),
+        (b"\xff", "^it is not UTF-8$"),
         ("9" * 5000, "^it holds an integer of too many digits$"),
         ("[" * 100_000, "^its brackets are nested too deeply$"),
     ],

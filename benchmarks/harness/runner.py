@@ -1,4 +1,4 @@
-"""Runs one benchmark: prepare, check, time in pairs, weigh; a provider that is wrong gets no time."""
+"""Runs one benchmark: prepare, check, time in pairs, weigh; a provider whose result is wrong is not timed."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def stats(
     from ..data.statistics import MEASURES, measure_dataset
 
     if out is not None and out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise typer.BadParameter(f"{str(out)!r} is no .png, .svg or .pdf.", param_hint="--out")
+        raise typer.BadParameter(f"{str(out)!r} is not a .png, .svg or .pdf file.", param_hint="--out")
     with stderr.status("measuring"):
         found = measure_dataset(_open(source, format, videos, boxes, split))
     if out is not None:

@@ -155,7 +155,7 @@ class _Repair:
         return Clock(ticks, np.argsort(order), end, tuple(repairs))
 
     def _mend_dts(self) -> bool:
-        """Make decoding times ascend; False where they are no clock at all."""
+        """Make decoding times ascend; False where they cannot serve as a clock."""
         break_ = 0
         while True:
             steps = np.diff(self.dts[break_:])

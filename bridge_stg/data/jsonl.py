@@ -120,7 +120,7 @@ def parse_line(line: bytes) -> Any:
     NaN and Infinity, which Python writes and JSON has not, become floats: only the record knows which field to name.
 
     Raises:
-        SampleError: the line is not UTF-8, is no JSON (see `parse_json`), or holds half a character (a lone surrogate).
+        SampleError: the line is not UTF-8, not JSON (see `parse_json`), or holds half a character (a lone surrogate).
             The sentence does not name the place; the caller does.
     """
     text = decode(line).rstrip("\r\n")
@@ -142,7 +142,7 @@ def read_json(path: str | os.PathLike[str], what: str) -> Any:
     NaN and Infinity as floats, a number of thousands of digits as an infinite float, lone surrogates in texts.
 
     Raises:
-        SampleError: it "cannot be read as" `what`: it is not UTF-8, or no JSON (see `parse_json`).
+        SampleError: it "cannot be read as" `what`: it is not UTF-8, or not JSON (see `parse_json`).
     """
     data = read_file(path, what)
     try:

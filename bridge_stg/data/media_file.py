@@ -117,7 +117,7 @@ def open_media(path: str, number: int | None = None) -> Iterator[MediaFile]:
     """Open a file and its video stream `number` (the default one when None).
 
     Raises:
-        VideoError: it is no regular file, empty, a playlist, not a video, has no such stream, or reading it inside
+        VideoError: it is not a regular file, empty, a playlist, not a video, has no such stream, or reading it inside
             the block fails.
     """
     with sentences(path):

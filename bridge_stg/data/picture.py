@@ -27,7 +27,7 @@ _EXIF |= {7: (True, 270), 8: (False, 90)}
 
 
 def is_still(formats: frozenset[str]) -> bool:
-    """Whether a container is an image format, whose resolution in dots an inch is no shape of pixels."""
+    """Whether a container is an image format, whose resolution in dots an inch does not give the shape of pixels."""
     return any(name.endswith("_pipe") or name in ("gif", "apng", "ico", "webp") for name in formats)
 
 

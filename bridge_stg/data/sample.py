@@ -173,7 +173,7 @@ def to_frame_range(interval: tuple[float, float], fps: float, frame_count: int |
     Of a video of `frame_count` frames, an event that begins within half a frame of its end takes the last one.
 
     Raises:
-        SampleError: a second or the rate is no finite number.
+        SampleError: a second or the rate is not a finite number.
     """
     if not all(map(is_number, (*interval, fps))):
         raise SampleError(f"interval and fps must be finite numbers, got {shown(interval)} and {shown(fps)}.")
@@ -247,7 +247,7 @@ def parse_frames(name: str, value: Any) -> dict[int, Any]:
     """A JSON object keyed by frames as one keyed by numbers; what it holds is not looked at.
 
     Raises:
-        SampleError: it is no object, or a key is no whole number in decimal digits, or two keys are the same number.
+        SampleError: it is not an object, a key is not a whole number in decimal digits, or two keys are equal.
     """
     if not isinstance(value, Mapping):
         raise SampleError(f"{name} must be an object {{frame: [x1, y1, x2, y2]}}, got {type(value).__name__}.")

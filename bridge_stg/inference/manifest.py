@@ -55,7 +55,7 @@ def read_manifest(path: str | os.PathLike[str]) -> list[ManifestRecord]:
     """Records of a JSON Lines file with `id`, `video` (relative to the file) and `sentence`; other keys are ignored.
 
     Raises:
-        SampleError: the file is missing or empty, a line is no such record, or an id occurs twice; names the line.
+        SampleError: the file is missing or empty, a line is not such a record, or an id occurs twice; names the line.
     """
     folder = Path(path).parent
 

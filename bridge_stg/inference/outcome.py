@@ -49,10 +49,10 @@ class Outcome(Generic[Answer]):
         """Inverse of `to_record`; an answer keeps its `id`.
 
         Raises:
-            ValueError: the record is no JSON object with an id.
+            ValueError: the record is not a JSON object with an id.
         """
         if not isinstance(record, dict) or not isinstance(record.get("id"), str):
-            raise ValueError("it is no JSON object with an id")
+            raise ValueError("it is not a JSON object with an id")
         if "error" not in record:
             return Outcome(record["id"], answer=record)
         request = {key: value for key, value in record.items() if key not in ("id", "error")}

@@ -67,7 +67,7 @@ class ResumableJsonl:
             The file is there if it has a line.
 
     Raises:
-        OutputError: the output cannot be written or is no regular file.
+        OutputError: the output cannot be written or is not a regular file.
     """
 
     def __init__(
@@ -286,7 +286,7 @@ class ResumableJsonl:
                 outcome = None if made_with is not None else Outcome.from_record(record)
             except ValueError as error:
                 if is_output and text.strip():
-                    message = f"{path}:{number} is no JSON object with an id; it holds other things than results."
+                    message = f"{path}:{number} is not a JSON object with an id; it holds other things than results."
                     raise SampleError(message) from error
             else:
                 if not agreed:
@@ -321,7 +321,7 @@ class _Line(NamedTuple):
 
 
 def _read_json(path: Path) -> Any:
-    """The value of a JSON file; None where it is missing or no JSON."""
+    """The value of a JSON file; None where it is missing or not JSON."""
     try:
         return parse_json(path.read_bytes())
     except (FileNotFoundError, ValueError):

@@ -26,7 +26,7 @@ def draw_statistics(statistics: Statistics, path: str | os.PathLike[str], title:
 
     Raises:
         OutputError: the file cannot be written.
-        ValueError: the suffix is no picture format.
+        ValueError: the suffix is not a picture format.
     """
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"a chart must be a .png, .svg or .pdf, got {os.fspath(path)!r}")

@@ -227,7 +227,7 @@ def test_ids_of_another_list_and_files_of_another_kind_are_refused(tmp_path):
         open_output(tmp_path, IDS[:-1]).merge()
     (tmp_path / "a.txt").write_text('{"id": "r1"}\nhello\n')
     (tmp_path / "a.txt.run").write_text(json.dumps(FACTS))
-    with pytest.raises(SampleError, match=r"a\.txt:2 is no JSON object with an id"):
+    with pytest.raises(SampleError, match=r"a\.txt:2 is not a JSON object with an id"):
         ResumableJsonl(tmp_path / "a.txt", IDS, made_with=FACTS).merge()
     assert (tmp_path / "a.txt").read_text().endswith("hello\n")
 

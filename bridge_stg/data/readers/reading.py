@@ -160,7 +160,7 @@ def corners(name: str, box: Any) -> Box:
     """The box [x, y, w, h] as (x1, y1, x2, y2).
 
     Raises:
-        SampleError: it is no such box.
+        SampleError: it is not such a box.
     """
     if not isinstance(box, list) or len(box) != 4 or not all(is_number(value) for value in box):
         raise SampleError(f"{name} must be four numbers [x, y, w, h], got {shown(box)}.")

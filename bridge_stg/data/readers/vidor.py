@@ -24,7 +24,7 @@ class VidORVideo:
 
     Attributes:
         video_path: relative path of the video, such as "1001/7771650716.mp4"; None where the file has none.
-        tracks: {trajectory id: {frame: (xmin, ymin, xmax, ymax)}}; a value that is no box stands as it was written.
+        tracks: {trajectory id: {frame: (xmin, ymin, xmax, ymax)}}; a value that is not a box stays as it was written.
     """
 
     video_path: str | None

@@ -20,7 +20,7 @@ class Keys:
         value, key: [B, K, C] rows of the memory, and the same with their position.
         bias: [B, K] or None.
         visible: [B, 1 or R, K] bool or None for all.
-        index: [B, K] rows of the memory, M where a place of the list is no key; None for all rows in order.
+        index: [B, K] rows of the memory, M where a place of the list stands for no key; None for all rows in order.
     """
 
     value: Tensor
