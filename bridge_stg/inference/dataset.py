@@ -90,7 +90,8 @@ def ground_dataset(
 
     The predictions end up in `out`, what could not be grounded in `out` with `.failed` behind it, what made them in
     `out` with `.run` behind it. Any number of ranks may go on with what any other number left; with the same batch
-    size the files are those of a run that nothing interrupts. A failure is an outcome too, and not tried again before
+    size the files are those of a run that nothing interrupts. After a run on fewer samples they agree up to rounding,
+    because its last batch may have been smaller. A failure is an outcome too, and not tried again before
     `.failed` is removed.
 
     An output is never replaced by one made with something else: whether it is finished or begun, such a run is refused

@@ -150,8 +150,8 @@ def family_of(model_type: str | None, source: Any = "The backbone") -> BackboneF
 def fingerprint(backbone: Any) -> str | None:
     """Sixteen hex digits of a backbone: its family, its size and a sample of its weights, rounded to bf16.
 
-    The same weights in fp32 and in bf16 agree; another size, another family or a fine-tuned copy do not. A backbone on
-    the meta device has no weights, and None for a fingerprint.
+    The same weights in fp32 and in bf16 agree; another size, another family or a copy that was fine-tuned as a whole do
+    not. A backbone on the meta device has no weights, and None for a fingerprint.
     """
     text, inner = backbone.config.text_config, backbone.model
     first, last = inner.language_model.layers[0], inner.language_model.layers[-1]
