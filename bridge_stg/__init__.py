@@ -7,7 +7,12 @@ is imported only by the model classes.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+# An installation has the Triton kernels as a subpackage. In a checkout that is not installed they stand beside it.
+if not (Path(__file__).parent / "triton_kernels").is_dir():
+    __path__.append(str(Path(__file__).parents[1]))
 
 if TYPE_CHECKING:
     from .data import GroundingSample, SyntheticTubes

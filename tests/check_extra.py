@@ -32,7 +32,9 @@ def modules_of(extra: str) -> list[str]:
 
 
 def run(*arguments: str | Path, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "bridge_stg", *map(str, arguments)], capture_output=True, text=True)
+    # -P: the installed package, and not the checkout in which this runs.
+    command = [sys.executable, "-P", "-m", "bridge_stg", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == expect, f"{arguments}: exit {done.returncode}\n{done.stdout}{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
     return done
