@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,19 @@ import torch
 from bridge_stg.modules import MemoryCrossAttention, SemanticBridge, SpatialDecoder, QueryGuidedTokenPruner
 pruned = QueryGuidedTokenPruner(8, 8, 4, 0.5)(torch.randn(2, 6, 8), torch.randn(2, 3, 8))
 print(pruned.tokens.shape[1])
+"""
+    assert run(code) == ["3"]
+
+
+def test_a_checkout_that_is_not_installed_works():
+    root = Path(bridge_stg.__file__).parents[1]
+    code = f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.path.insert(0, {str(root)!r})
+import torch, bridge_stg
+from bridge_stg.triton_kernels import prune_tokens
+print(bridge_stg.prune_tokens(torch.randn(2, 6, 8), torch.randn(2, 3, 8), 3, backend="reference")[0].shape[1])
 """
     assert run(code) == ["3"]
 
