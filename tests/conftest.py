@@ -1,6 +1,7 @@
 """Every test: one thread, one seed; tests marked `gpu` only where there is a CUDA device."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A job of a shell without job control ignores Ctrl-C, and so would the processes that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure():
